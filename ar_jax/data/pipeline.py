@@ -1,0 +1,160 @@
+"""From a data set to batches, on grain.
+
+A batch is a pure function of its number: which examples batch k holds follows from the seed. So a position is one
+integer, and the batches of all processes put together are those of a single one. grain reads the batches in order,
+ahead of time and in several threads, and keeps the position. The element that grain handles is a whole batch, because
+a chain of calls per example costs much more than one gather: 7 ms and 0.3 ms for 64 digits, measured on one core.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+
+import grain
+import jax
+import numpy as np
+
+from ar_jax.config import UsageError
+from ar_jax.data.protocol import Dataset, Example, Source
+
+_FLIP = 1  # keeps the coin tosses apart from the shuffles drawn from the same seed
+
+
+def train_iterator(
+    dataset: Dataset,
+    batch_size: int,
+    seed: int,
+    process_index: int | None = None,
+    process_count: int | None = None,
+    flip: bool = False,
+    num_threads: int = 2,
+    num_workers: int = 0,
+) -> grain.DatasetIterator:
+    """Endless batches of the training examples, shuffled anew every epoch.
+
+    Every example comes once per epoch; a batch that an epoch does not fill goes on with the next epoch's.
+    `get_state()` is a small JSON-serialisable dict; a new iterator given it by `set_state` goes on with the next batch.
+
+    Args:
+      dataset: what to read.
+      batch_size: examples in a batch, over all processes.
+      seed: fixes the order and the flips; 0 or more.
+      process_index: this process, by default jax.process_index(); it has one contiguous block of every batch.
+      process_count: by default jax.process_count().
+      flip: mirror each image left to right with probability 1/2.
+      num_threads: threads that prepare batches ahead; 0 prepares each when it is asked for.
+      num_workers: processes that prepare batches, for slow decoding only; a state fits one number of workers.
+
+    Returns:
+      An iterator of examples with a leading axis of batch_size / process_count.
+
+    Raises:
+      UsageError: batch_size exceeds the examples or does not divide by the processes, or `flip` is asked of a text.
+    """
+    rows = _rows(batch_size, process_index, process_count)
+    if batch_size > len(dataset.train):
+        raise UsageError(f"batch_size={batch_size} is more than the {len(dataset.train)} training examples; reduce it.")
+    if seed < 0:
+        raise UsageError(f"seed={seed} is negative; use 0 or more.")
+    if flip and dataset.modality != "image":
+        raise UsageError(f"flip=True mirrors images, but the data set is {dataset.modality}; use flip=False.")
+    batches = _read(_TrainBatches(dataset.train, batch_size, rows, seed, flip), num_threads)
+    if num_workers:
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+    return iter(batches)
+
+
+def test_batches(
+    dataset: Dataset,
+    batch_size: int,
+    process_index: int | None = None,
+    process_count: int | None = None,
+    num_threads: int = 2,
+) -> grain.IterDataset:
+    """One pass over the held-out examples, in order; may be iterated again.
+
+    Args:
+      dataset: what to read.
+      batch_size: examples in a batch, over all processes.
+      process_index: this process, by default jax.process_index(); it has one contiguous block of every batch.
+      process_count: by default jax.process_count().
+      num_threads: threads that prepare batches ahead.
+
+    Returns:
+      Examples with a leading axis of batch_size / process_count, and their `weight` float32: 1, or 0 for the copies of
+      the last example that fill the last batch. All processes get equally many batches.
+
+    Raises:
+      UsageError: batch_size does not divide by the processes.
+    """
+    return _read(_TestBatches(dataset.test, batch_size, _rows(batch_size, process_index, process_count)), num_threads)
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainBatches:
+    """Batch k: this process' rows of places k * batch_size … of the endless stream of shuffled epochs."""
+
+    source: Source
+    batch_size: int
+    rows: slice
+    seed: int
+    flip: bool
+
+    def __len__(self) -> int:
+        return sys.maxsize // self.batch_size  # places are int64
+
+    def __getitem__(self, k: int) -> Example:
+        places = (k * self.batch_size + np.arange(self.batch_size))[self.rows]
+        epochs, places = np.divmod(places, len(self.source))
+        indices = [self._order(epoch)[places[epochs == epoch]] for epoch in np.unique(epochs).tolist()]
+        batch = self.source.take(np.concatenate(indices))
+        if not self.flip:
+            return batch
+        heads = np.random.default_rng([self.seed, k, _FLIP]).random(self.batch_size)[self.rows] < 0.5
+        return {**batch, "image": np.where(heads[:, None, None, None], batch["image"][:, :, ::-1], batch["image"])}
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return _shuffled(len(self.source), self.seed, epoch)
+
+
+@dataclasses.dataclass(frozen=True)
+class _TestBatches:
+    """Batch k: this process' rows of examples k * batch_size …, the last example repeated after the end."""
+
+    source: Source
+    batch_size: int
+    rows: slice
+
+    def __len__(self) -> int:
+        return -(-len(self.source) // self.batch_size)
+
+    def __getitem__(self, k: int) -> Example:
+        places = (k * self.batch_size + np.arange(self.batch_size))[self.rows]
+        batch = self.source.take(np.minimum(places, len(self.source) - 1))
+        return {**batch, "weight": (places < len(self.source)).astype(np.float32)}
+
+
+@functools.lru_cache(maxsize=4)  # a batch needs two epochs at most, and threads run ahead; 8 bytes an example each
+def _shuffled(size: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of one epoch: int64 [size]."""
+    return np.random.default_rng([seed, epoch]).permutation(size)
+
+
+def _rows(batch_size: int, process_index: int | None, process_count: int | None) -> slice:
+    """The rows of a global batch that are this process' own."""
+    process_index = jax.process_index() if process_index is None else process_index
+    process_count = jax.process_count() if process_count is None else process_count
+    if batch_size < 1 or batch_size % process_count:
+        raise UsageError(
+            f"batch_size={batch_size} is not a positive multiple of {process_count} processes; make it one."
+        )
+    size = batch_size // process_count
+    return slice(process_index * size, (process_index + 1) * size)
+
+
+def _read(batches: _TrainBatches | _TestBatches, num_threads: int) -> grain.IterDataset:
+    """Grain's pass over the batches, a few ahead (its default of 500 elements is meant for examples)."""
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
+    return grain.MapDataset.source(batches).to_iter_dataset(options)

@@ -1,0 +1,38 @@
+"""What a head promises: a distribution over tokens for every hidden vector."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from flax import struct
+from jax import Array
+
+
+@struct.dataclass
+class Sampling:
+    """How tokens are drawn. All values are traced, so none of them compiles anew; None leaves a filter out.
+
+    Attributes:
+      temperature: divides the logits, or scales the noise of continuous tokens; 0 takes the mode.
+      top_k: keep the k likeliest tokens.
+      top_p: keep the likeliest tokens up to this total probability (arXiv:1904.09751).
+      min_p: keep tokens at least this fraction as likely as the likeliest (arXiv:2407.01082).
+    """
+
+    temperature: Array | float = 1.0
+    top_k: Array | int | None = None
+    top_p: Array | float | None = None
+    min_p: Array | float | None = None
+
+
+class Head(Protocol):
+    """p(token | hidden vector). A Linen module whose methods are called through `apply`."""
+
+    def loss(self, hidden: Array, target: Array, key: Array, *, label_smoothing: float = 0.0, z_loss: float = 0.0) -> Array:
+        """What training minimises, in nats per token where that exists: hidden [B, T, D], target [B, T, ...] to [B, T]."""
+
+    def log_prob(self, hidden: Array, target: Array) -> Array:
+        """Exact log-likelihood (density) in nats, [B, T]."""
+
+    def sample(self, hidden: Array, key: Array, settings: Sampling, unguided: Array | None = None, guidance_scale: Array | float = 1.0) -> Array:
+        """Draws tokens [B, T, ...]; `unguided` are the hidden vectors without the condition."""

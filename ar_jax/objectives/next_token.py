@@ -1,0 +1,71 @@
+"""Next token, or next group of tokens: teacher forcing in the model's own order, or in random ones at first."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ar_jax.models.autoregressive import Autoregressive
+from ar_jax.models.generator import Context
+from ar_jax.objectives.protocol import Loss, Params
+from ar_jax.orders.protocol import shuffled_slots
+from ar_jax.sampling.likelihood import teacher_forced
+
+
+@dataclasses.dataclass(frozen=True)
+class NextToken:
+    """-mean_k log p(x[G_k] | x[G_<k]).
+
+    Attributes:
+      label_smoothing: see `Categorical.loss`.
+      z_loss: see `Categorical.loss`.
+    """
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+    def __call__(self, model: Autoregressive, params: Params, values: Array, condition: Array | None, key: Array, progress: Array) -> Loss:
+        """See Objective."""
+        context_key, key = jax.random.split(key)
+        context = model.context(context_key, len(values), condition, model.generator.condition.guidance_dropout_rate)
+        return self.in_order(model, params, values, context, key)
+
+    def in_order(self, model: Autoregressive, params: Params, values: Array, context: Context, key: Array) -> Loss:
+        """The loss in the order that the context names."""
+        dropout_key, loss_key = jax.random.split(key)
+        hidden, target = teacher_forced(model.generator, model.feed.parallel(), params, values, context, dropout_key)
+        loss = model.generator.apply(params, hidden, target, loss_key, self.label_smoothing, self.z_loss, method="loss")
+        return loss.mean(), {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Permuted:
+    """Next token in a random permutation with probability r, in the model's own order otherwise (RAR, arXiv:2411.00776).
+
+    r is 1 until `anneal_start` (a fraction of the training), falls linearly to 0 at `anneal_end`, and stays there.
+
+    Attributes:
+      anneal_start: where r leaves 1.
+      anneal_end: where r reaches 0.
+      label_smoothing: see `Categorical.loss`.
+      z_loss: see `Categorical.loss`.
+    """
+
+    anneal_start: float = 0.5
+    anneal_end: float = 0.75
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+    def __call__(self, model: Autoregressive, params: Params, values: Array, condition: Array | None, key: Array, progress: Array) -> Loss:
+        """See Objective."""
+        context_key, shuffle_key, pick_key, key = jax.random.split(key, 4)
+        context = model.context(context_key, len(values), condition, model.generator.condition.guidance_dropout_rate)
+        rate = jnp.clip((self.anneal_end - progress) / max(self.anneal_end - self.anneal_start, 1e-6), 0.0, 1.0)
+        shuffled = shuffled_slots(shuffle_key, len(values), model.order.length)
+        pick = jax.random.bernoulli(pick_key, rate, (len(values), 1))
+        context = context.replace(slots=jnp.where(pick, shuffled, context.slots))
+        loss, metrics = NextToken(self.label_smoothing, self.z_loss).in_order(model, params, values, context, key)
+        return loss, metrics | {"shuffled_fraction": rate}

@@ -1,0 +1,120 @@
+"""An order is data: in which step each token is generated, and where it lives."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ar_jax.config import UsageError
+
+Grid = tuple[int, ...]
+Layout = tuple[Grid, ...]  # one grid, or one per scale from coarse to fine; slots are numbered grid by grid, each in raster order
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Order:
+    """When each of L tokens is generated: tokens of one step are drawn together, given all tokens of earlier steps.
+
+    Attributes:
+      step: [L] int32, the step of slot i, every value of 0..num_steps-1 in use.
+      position: [L, D] int32, where slot i lives: its coordinates on the grid; with several grids the index of the grid
+        comes first and the coordinates count cells of the finest grid.
+      shuffled: each example deals its slots anew, from a key, to steps of these same sizes.
+    """
+
+    step: np.ndarray
+    position: np.ndarray
+    shuffled: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses steps with a gap: an empty step could not be sampled."""
+        if len(self.step) != len(self.position) or min(self.sizes, default=0) < 1:
+            raise ValueError(f"every step from 0 to {self.num_steps - 1} needs a token, and every token a position")
+
+    @property
+    def length(self) -> int:
+        """The number of tokens."""
+        return len(self.step)
+
+    @property
+    def num_steps(self) -> int:
+        """The number of steps, which is the number of network evaluations that generate one example."""
+        return int(self.step.max()) + 1
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many tokens each step generates."""
+        return tuple(int(n) for n in np.bincount(self.step))
+
+    def slots(self, key: jax.Array | None, batch_size: int, first: jax.Array | None = None) -> jax.Array:
+        """The slots in the order of their generation.
+
+        Args:
+          key: draws the permutations of a shuffled order; others ignore it.
+          batch_size: the number of examples, B.
+          first: [B, L] bool, slots that a shuffled order puts in front; other orders keep theirs.
+
+        Returns:
+          [B, L] int32: entry k is the slot that is generated k-th; tokens of one step stand together.
+        """
+        if not self.shuffled:
+            first = jnp.asarray(np.argsort(self.step, kind="stable"), jnp.int32)
+            return jnp.broadcast_to(first, (batch_size, self.length))
+        if key is None:
+            raise ValueError("a shuffled order needs a key")
+        return shuffled_slots(key, batch_size, self.length, first)
+
+
+def shuffled_slots(key: jax.Array, batch_size: int, length: int, first: jax.Array | None = None) -> jax.Array:
+    """A permutation of the slots per example, [B, L] int32, with the slots where first [B, L] is true in front."""
+    rank = jax.random.uniform(key, (batch_size, length))
+    return jnp.argsort(rank if first is None else rank - first, axis=-1).astype(jnp.int32)
+
+
+def coordinates(layout: Layout) -> np.ndarray:
+    """[L, D] int32 coordinates of every slot; [L, 1 + D] with the grid's index in front if there are several grids."""
+    if len(layout) == 1:
+        return _cells(layout[0])
+    finest = np.asarray(layout[-1])
+    scaled = [_cells(grid) * finest // np.asarray(grid) for grid in layout]
+    return np.concatenate([np.insert(cells, 0, scale, axis=1) for scale, cells in enumerate(scaled)]).astype(np.int32)
+
+
+def _cells(grid: Grid) -> np.ndarray:
+    return np.stack(np.unravel_index(np.arange(int(np.prod(grid))), grid), axis=-1).astype(np.int32)
+
+
+def one_grid(layout: Layout, kind: str) -> Grid:
+    """The layout's only grid; an order that walks one grid refuses a pyramid of them."""
+    if len(layout) != 1:
+        raise UsageError(f"order {kind!r} walks one grid, but the tokenizer gives {len(layout)}; use order 'next_scale' or a tokenizer with one grid.")
+    return layout[0]
+
+
+def one_by_one(rank: np.ndarray, layout: Layout) -> Order:
+    """The order that generates one token a step, slot i after all slots of smaller rank (ties in raster order)."""
+    step = np.empty(len(rank), np.int32)
+    step[np.argsort(rank, kind="stable")] = np.arange(len(rank))
+    return Order(step, coordinates(layout))
+
+
+def together(group: np.ndarray, layout: Layout) -> Order:
+    """The order that generates all slots of equal group number in one step, groups in ascending order."""
+    return Order(np.unique(group, return_inverse=True)[1].astype(np.int32), coordinates(layout))
+
+
+def lexicographic(*keys: np.ndarray) -> np.ndarray:
+    """[L] ranks that sort by the first key, then by the second, and so on; equal keys share a rank."""
+    return np.unique(np.stack(keys, axis=-1), axis=0, return_inverse=True)[1].reshape(-1)
+
+
+def expand(value: int | Sequence[int], num_axes: int, where: str) -> tuple[int, ...]:
+    """A number for every axis: one number serves all of them."""
+    values = (int(value),) * num_axes if isinstance(value, int | np.integer) else tuple(int(v) for v in value)
+    if len(values) != num_axes:
+        raise UsageError(f"{where}={values} needs {num_axes} numbers, one per axis of the grid.")
+    return values

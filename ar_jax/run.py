@@ -1,0 +1,317 @@
+"""Runs: train a config, load what a run left behind, evaluate it, sample from it. The commands and notebooks call these."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from ar_jax import training
+from ar_jax.config import UsageError, build
+from ar_jax.data import DATASETS, pipeline
+from ar_jax.data.protocol import Dataset, Facts
+from ar_jax.evaluation import pictures
+from ar_jax.evaluation.likelihood import likelihood
+from ar_jax.sampling.loop import Given
+from ar_jax.system import System, from_config
+from ar_jax.training.workdir import read_config, write_atomically
+
+FACTS = "facts.json"
+
+
+@functools.lru_cache(maxsize=32)
+def compiled(method: Callable[..., Any]) -> Any:
+    """`jax.jit` of a system's method, the same for the same system."""
+    return jax.jit(method)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """A system with parameters. What is compiled for a system is kept, so a second call with the same shapes is fast.
+
+    Attributes:
+      system: the parts.
+      params: the network's parameters.
+      config: what built them.
+      step: training steps done.
+    """
+
+    system: System
+    params: Any
+    config: Any
+    step: int = 0
+
+    def sample_tokens(
+        self,
+        labels: Sequence[int] | np.ndarray | None = None,
+        num_samples: int | None = None,
+        seed: int = 0,
+        given: np.ndarray | None = None,
+        given_mask: np.ndarray | None = None,
+        **settings: Any,
+    ) -> np.ndarray:
+        """Draws examples as tokens on their slots.
+
+        Args:
+          labels: [B] classes, or embeddings [B, P, C]; None draws without a condition.
+          num_samples: B, where there are no labels.
+          seed: the same seed gives the same samples.
+          given: [B or 1, L(, C)] tokens to keep where given_mask is true: in-painting, out-painting, continuation.
+          given_mask: [B or 1, L] bool.
+          **settings: temperature, top_k, top_p, min_p, guidance_scale, guidance_schedule; the config's by default.
+
+        Returns:
+          [B, L] int32 or [B, L, C] float32.
+
+        Raises:
+          UsageError: labels out of range, shapes that do not fit, guidance of an unconditional model, a setting out of range.
+        """
+        condition, batch_size = self._condition(labels, num_samples)
+        drawing, scales = self.system.settings(**settings)
+        if scales is not None and condition is None:
+            raise UsageError("guidance_scale needs labels to guide towards; pass labels=..., or guidance_scale=1.")
+        keep = self._given(given, given_mask, batch_size)
+        drop = jnp.full(batch_size, condition is None)
+        return np.asarray(compiled(self.system.sample)(self.params, jax.random.key(seed), condition, drop, drawing, scales, keep))
+
+    def sample(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        """Draws examples as data: images [B, H, W, C] in [-1, 1], or bytes [B, length]; arguments as `sample_tokens`."""
+        return np.asarray(self.system.tokenizer.decode({}, jnp.asarray(self.sample_tokens(*args, **kwargs))))
+
+    def log_prob(self, data: np.ndarray, labels: Sequence[int] | np.ndarray | None = None, seed: int = 0) -> np.ndarray:
+        """log p(data | labels) in nats, [B]; shuffled orders are drawn from the seed, one per example.
+
+        Args:
+          data: images [B, H, W, C] in [-1, 1], or bytes [B, length].
+          labels: as in `sample_tokens`.
+          seed: for shuffled orders.
+
+        Raises:
+          UsageError: a shape that the system does not take, or labels out of range.
+        """
+        if np.shape(data)[1:] != tuple(self.system.facts.shape):
+            raise UsageError(f"data has shape {np.shape(data)}, but this system takes [B, {', '.join(map(str, self.system.facts.shape))}].")
+        condition, _ = self._condition(labels, len(data))
+        batch = {self.system.tokenizer.data_key: jnp.asarray(data)}
+        if condition is not None:
+            batch["embedding" if condition.ndim > 1 else "label"] = condition
+        return np.asarray(compiled(self.system.log_prob)(self.params, batch, jax.random.key(seed)))
+
+    def _condition(self, labels: Any, num_samples: int | None) -> tuple[jax.Array | None, int]:
+        if labels is None:
+            if not num_samples or num_samples < 1:
+                raise UsageError(f"num_samples={num_samples} must be at least 1 where no labels are given.")
+            return None, num_samples
+        labels, condition = np.asarray(labels), self.system.model.generator.condition
+        if num_samples not in (None, len(labels)):
+            raise UsageError(f"num_samples={num_samples} does not fit {len(labels)} labels.")
+        if hasattr(condition, "channels"):
+            if labels.shape[1:] != (condition.num_tokens, condition.channels):
+                raise UsageError(f"embeddings have shape {labels.shape}, but this model takes [B, {condition.num_tokens}, {condition.channels}].")
+            return jnp.asarray(labels, jnp.float32), len(labels)
+        count = getattr(condition, "num_classes", 0)
+        if not count:
+            raise UsageError("this model has no condition; leave labels out and give num_samples.")
+        if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels) or labels.min() < 0 or labels.max() >= count:
+            raise UsageError(f"labels must be integers from 0 to {count - 1} in one dimension, not {np.unique(labels).tolist()[:5]}.")
+        return jnp.asarray(labels, jnp.int32), len(labels)
+
+    def _given(self, given: Any, mask: Any, batch_size: int) -> Given | None:
+        if given is None and mask is None:
+            return None
+        if given is None or mask is None:
+            raise UsageError("given and given_mask belong together; pass both.")
+        like = self.system.model.empty_values(batch_size)
+        try:
+            values, mask = np.broadcast_to(given, like.shape), np.broadcast_to(np.asarray(mask, bool), like.shape[:2])
+        except ValueError as error:
+            raise UsageError(f"given {np.shape(given)} and given_mask {np.shape(mask)} do not fit tokens of shape {like.shape}.") from error
+        vocab_size = self.system.tokenizer.vocab_size
+        if vocab_size and mask.any() and not (0 <= values[mask].min() and values[mask].max() < vocab_size):
+            raise UsageError(f"given tokens must lie between 0 and {vocab_size - 1}.")
+        return Given(jnp.asarray(values, like.dtype), jnp.asarray(mask))
+
+
+def load_data(config: Mapping[str, Any]) -> Dataset:
+    """The data set that `config.data` names."""
+    return build(DATASETS, {k: v for k, v in dict(config["data"]).items() if k != "flip"}, "data")
+
+
+def build_run(config: Mapping[str, Any], facts: Facts | None = None) -> Run:
+    """A run with fresh parameters.
+
+    Args:
+      config: see configs/digits.py.
+      facts: what the data is; None loads the data to see.
+    """
+    system = from_config(config, facts or load_data(config))
+    return Run(system, jax.jit(system.init)(jax.random.key(config["seed"])), config)
+
+
+def train(config: Mapping[str, Any], workdir: str | Path) -> Run:
+    """Trains a config in a directory, from wherever the run there stands; see `ar_jax.training.fit`."""
+    data = load_data(config)
+    system = from_config(config, data)
+    _check_eval(config)
+    iterator = pipeline.train_iterator(data, config["train"]["batch_size"], config["seed"], flip=dict(config["data"]).get("flip", False))
+    _keep_facts(Path(workdir), data)
+    state = training.fit(
+        system,
+        iterator,
+        config,
+        workdir,
+        evaluate=lambda params, step: evaluate_likelihood(Run(system, params, config, step), data),
+        sample=lambda params, step: sample_grid(Run(system, params, config, step)),
+        describe=system.describe(),
+    )
+    return Run(system, state.averaged_params, config, int(state.step))
+
+
+def load(workdir: str | Path, config: Mapping[str, Any] | None = None) -> Run:
+    """The newest state of the run in a directory (its averaged parameters, where it keeps an average).
+
+    Args:
+      workdir: the directory that train.py was given.
+      config: overrides the run's own config, as long as the parameters fit.
+
+    Raises:
+      UsageError: there is no run, it is damaged, or the config does not fit its parameters.
+    """
+    config = read_config(workdir) if config is None else config
+    system = from_config(config, read_facts(workdir))
+    state = training.load(system, config, workdir)
+    return Run(system, state.averaged_params, config, int(state.step))
+
+
+def read_facts(workdir: str | Path) -> Facts:
+    """What the data of the run in a directory is."""
+    file = Path(workdir) / FACTS
+    try:
+        stored = json.loads(file.read_text())
+        return Facts(stored["modality"], tuple(stored["shape"]), stored["levels"], tuple(stored["label_names"]))
+    except FileNotFoundError as error:
+        raise UsageError(f"{file} does not exist; give the --workdir of a run that train.py has started.") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{file} cannot be read ({error}); train again in another --workdir.") from error
+
+
+def _keep_facts(workdir: Path, facts: Facts) -> None:
+    values = {f.name: getattr(facts, f.name) for f in dataclasses.fields(Facts)}
+    file = workdir / FACTS
+    if file.exists():
+        if read_facts(workdir) != Facts(**values):
+            raise UsageError(f"{workdir} holds a run on other data than config.data gives now; choose another --workdir.")
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(values))
+    except OSError as error:
+        raise UsageError(f"Cannot write to {workdir} ({error.strerror or error}); choose another --workdir.") from error
+
+
+def _check_eval(config: Mapping[str, Any]) -> int:
+    batch_size = dict(config.get("eval", {})).get("batch_size", 180)
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise UsageError(f"config.eval.batch_size={batch_size!r} must be a whole number of at least 1.")
+    return batch_size
+
+
+def evaluate_likelihood(run: Run, data: Dataset) -> dict[str, float]:
+    """Metrics of the held-out examples; see `likelihood`."""
+    batches = pipeline.test_batches(data, min(_check_eval(run.config), len(data.test)))
+    return likelihood(run.system, compiled(run.system.log_prob), run.params, batches, run.config["seed"])
+
+
+def sample_labels(run: Run, per_class: int = 8) -> np.ndarray | None:
+    """`per_class` labels of each of the first ten classes, or None without classes."""
+    condition = run.system.model.generator.condition
+    if not hasattr(condition, "num_classes"):
+        return None
+    return np.repeat(np.arange(min(run.system.facts.num_classes, 10)), per_class)
+
+
+def draw_samples(run: Run, per_class: int = 8) -> tuple[list[tuple[str, np.ndarray]], np.ndarray]:
+    """Samples in labelled rows, and their tokens."""
+    labels = sample_labels(run, per_class)
+    tokens = run.sample_tokens(labels, None if labels is not None else 8 * per_class, seed=run.config["seed"])
+    data = np.asarray(run.system.tokenizer.decode({}, jnp.asarray(tokens)))
+    names = ["" for _ in range(8)] if labels is None else [run.system.facts.label_names[i] for i in labels[::per_class]]
+    return list(zip(names, data.reshape(len(names), per_class, *data.shape[1:]), strict=True)), tokens
+
+
+def sample_grid(run: Run) -> np.ndarray | None:
+    """A labelled picture of samples, uint8 [H, W, 3]; None for text."""
+    return pictures.grid(draw_samples(run)[0], f"step {run.step}") if run.system.facts.modality == "image" else None
+
+
+def growth_strip(run: Run, seed: int = 0) -> np.ndarray:
+    """How one sample grows step by step in its order, what is not known yet in grey, uint8 [H, W, 3]."""
+    system, order = run.system, run.system.model.order
+    labels = sample_labels(run, 1)
+    labels = None if labels is None else labels[:4]
+    tokens = run.sample_tokens(labels, 4 if labels is None else None, seed=seed)
+    slots = np.asarray(order.slots(jax.random.split(jax.random.key(seed))[0], len(tokens)))
+
+    def decode(tokens: np.ndarray, known: np.ndarray) -> np.ndarray:
+        return known_part(system, tokens, known)
+
+    strips = [pictures.growth(t, s, order.sizes, decode) for t, s in zip(tokens, slots, strict=True)]
+    steps = ", ".join(str(step) for step, _ in strips[0])
+    return pictures.grid([("", np.stack([image for _, image in strip])) for strip in strips], f"after step {steps}")
+
+
+def known_part(system: System, tokens: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Images [B, H, W, C] of partly known tokens [B, L(, C)], grey where known [B, L] is false.
+
+    Of a pyramid, the finest scale that is wholly known is shown until the finest itself begins.
+    """
+    layout, facts = system.tokenizer.layout, system.facts
+    sizes = [int(np.prod(grid)) for grid in layout]
+    starts = np.cumsum([0, *sizes])
+    images = np.asarray(system.tokenizer.decode({}, jnp.asarray(tokens)))
+    cells = known[:, starts[-2] :].reshape(len(tokens), *layout[-1][:2], -1).any(axis=-1)
+    repeat = facts.shape[0] // cells.shape[1], facts.shape[1] // cells.shape[2]
+    seen = np.repeat(np.repeat(cells, repeat[0], axis=1), repeat[1], axis=2)[..., None]
+    shown = np.where(seen, images, 0.0)
+    for scale in range(len(layout) - 1):
+        whole = known[:, starts[scale] : starts[scale + 1]].all(axis=1) & ~seen.any(axis=(1, 2, 3))
+        small = tokens[:, starts[scale] : starts[scale + 1]].reshape(len(tokens), *layout[scale][:2], -1)
+        values = small * (2 / (system.tokenizer.vocab_size - 1)) - 1
+        rows = np.arange(facts.shape[0]) * layout[scale][0] // facts.shape[0]
+        shown = np.where(whole[:, None, None, None], values[:, rows][:, :, rows], shown)
+    return shown
+
+
+def evaluate(run: Run, workdir: str | Path) -> dict[str, float]:
+    """Metrics of the held-out data and of sampling, written with pictures to `workdir`/eval.
+
+    Returns:
+      The metrics; speeds are of a second call, when all is compiled.
+    """
+    folder = Path(workdir) / "eval"
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics: dict[str, float] = {"step": run.step} | evaluate_likelihood(run, load_data(run.config))
+    rows, tokens = draw_samples(run)
+    start = time.perf_counter()
+    draw_samples(run)
+    seconds = time.perf_counter() - start
+    metrics["tokens_per_second"] = tokens.shape[0] * tokens.shape[1] / seconds
+    metrics["seconds_per_sample"] = seconds / len(tokens)
+    metrics["network_evaluations_per_sample"] = run.system.model.order.num_steps
+    if run.system.facts.modality == "image":
+        Image.fromarray(pictures.grid(rows, f"step {run.step}")).save(folder / "samples.png")
+        Image.fromarray(growth_strip(run)).save(folder / "growth.png")
+    else:
+        texts = [bytes(row.tolist()).decode("utf-8", "replace") for _, group in rows for row in group]
+        (folder / "samples.txt").write_text("\n\n".join(texts))
+    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    return metrics

@@ -1,0 +1,62 @@
+"""Continuous tokens: the pixels of a square patch as one vector."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from jax import Array
+
+from ar_jax.config import UsageError
+from ar_jax.orders.protocol import Layout
+from ar_jax.tokenizers.protocol import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Patches:
+    """Each patch_size x patch_size patch is a token of patch_size^2 C numbers in [-1, 1].
+
+    Attributes:
+      shape: (H, W, C) of the images.
+      patch_size: it must divide H and W.
+    """
+
+    shape: tuple[int, ...]
+    patch_size: int = 2
+
+    vocab_size = 0
+    data_key = "image"
+
+    def __post_init__(self) -> None:
+        """Checks the options before anything is traced."""
+        if len(self.shape) != 3 or self.patch_size < 1 or self.shape[0] % self.patch_size or self.shape[1] % self.patch_size:
+            raise UsageError(f"config.tokenizer.patch_size={self.patch_size} must divide the sides of the images, {self.shape}.")
+
+    @property
+    def channels(self) -> int:
+        """Numbers in a token."""
+        return self.patch_size**2 * self.shape[2]
+
+    @property
+    def layout(self) -> Layout:
+        """One grid of patches."""
+        return ((self.shape[0] // self.patch_size, self.shape[1] // self.patch_size),)
+
+    @property
+    def num_dims(self) -> int:
+        """Pixels times channels."""
+        return int(np.prod(self.shape))
+
+    def init(self, key: Array) -> Params:
+        """Nothing is learned."""
+        return {}
+
+    def encode(self, params: Params, data: Array) -> Array:
+        """[B, H, W, C] to [B, patches, channels]."""
+        (rows, cols), p = self.layout[0], self.patch_size
+        return data.reshape(-1, rows, p, cols, p, self.shape[2]).swapaxes(2, 3).reshape(-1, rows * cols, self.channels)
+
+    def decode(self, params: Params, tokens: Array) -> Array:
+        """[B, patches, channels] to [B, H, W, C]."""
+        (rows, cols), p = self.layout[0], self.patch_size
+        return tokens.reshape(-1, rows, cols, p, p, self.shape[2]).swapaxes(2, 3).reshape(-1, *self.shape)

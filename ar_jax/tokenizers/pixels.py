@@ -1,0 +1,144 @@
+"""One token a grey level: of each pixel and channel, or of each cell of a pyramid of shrunken images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ar_jax.config import UsageError
+from ar_jax.orders.protocol import Layout
+from ar_jax.tokenizers.protocol import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Pixels:
+    """Each channel of each pixel is a token of `levels` values that lie evenly on [-1, 1]; exact if the data has as many.
+
+    Attributes:
+      shape: (H, W, C) of the images.
+      data_levels: grey levels of the data.
+      levels: grey levels of the tokens; 0 takes the data's.
+    """
+
+    shape: tuple[int, ...]
+    data_levels: int
+    levels: int = 0
+
+    channels = 0
+    data_key = "image"
+
+    def __post_init__(self) -> None:
+        """Checks the options before anything is traced."""
+        if len(self.shape) != 3:
+            raise UsageError(f"tokenizer 'pixels' takes images [H, W, C], but the data has shape {self.shape}; use tokenizer 'bytes' for text.")
+        if self.vocab_size < 2:
+            raise UsageError(f"config.tokenizer.levels={self.levels} must be at least 2, or 0 for the data's {self.data_levels}.")
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of grey levels."""
+        return self.levels or self.data_levels
+
+    @property
+    def layout(self) -> Layout:
+        """One grid of rows and columns, and of channels where there are several."""
+        return (self.shape if self.shape[-1] > 1 else self.shape[:2],)
+
+    @property
+    def num_dims(self) -> int:
+        """Pixels times channels."""
+        return int(np.prod(self.shape))
+
+    def init(self, key: Array) -> Params:
+        """Nothing is learned."""
+        return {}
+
+    def encode(self, params: Params, data: Array) -> Array:
+        """[B, H, W, C] in [-1, 1] to [B, H W C]."""
+        return quantize(data.reshape(len(data), -1), self.vocab_size)
+
+    def decode(self, params: Params, tokens: Array) -> Array:
+        """[B, H W C] to [B, H, W, C] in [-1, 1]."""
+        return dequantize(tokens, self.vocab_size).reshape(-1, *self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelPyramid:
+    """The image and smaller ones made from it by averaging, coarse to fine, each cell a token (VAR's steps, S023, on pixels).
+
+    The likelihood of all tokens is a lower bound of the image's: the coarse tokens are functions of the finest grid.
+
+    Attributes:
+      shape: (H, W, C) of the images, H = W.
+      data_levels: grey levels of the data.
+      sides: the side of each grid; the last must be H.
+      levels: grey levels of the tokens; 0 takes the data's.
+    """
+
+    shape: tuple[int, ...]
+    data_levels: int
+    sides: Sequence[int] = (1, 2, 4, 8)
+    levels: int = 0
+
+    channels = 0
+    data_key = "image"
+
+    def __post_init__(self) -> None:
+        """Checks the options before anything is traced."""
+        sides = tuple(self.sides)
+        if len(self.shape) != 3 or self.shape[0] != self.shape[1] or sides[-1] != self.shape[0] or list(sides) != sorted(set(sides)) or sides[0] < 1:
+            raise UsageError(f"config.tokenizer.sides={sides} must rise to the side of a square image, but the data has shape {self.shape}.")
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of grey levels."""
+        return self.levels or self.data_levels
+
+    @property
+    def layout(self) -> Layout:
+        """One grid per side, with an axis for channels where there are several."""
+        last = self.shape[2:] if self.shape[-1] > 1 else ()
+        return tuple((side, side, *last) for side in self.sides)
+
+    @property
+    def num_dims(self) -> int:
+        """Pixels times channels of the image itself."""
+        return int(np.prod(self.shape))
+
+    def init(self, key: Array) -> Params:
+        """Nothing is learned."""
+        return {}
+
+    def encode(self, params: Params, data: Array) -> Array:
+        """[B, H, W, C] in [-1, 1] to [B, sum of all grids]."""
+        scales = []
+        for side in self.sides:
+            pool = jnp.asarray(_pooling(self.shape[0], side))
+            small = jnp.einsum("sh,bhwc,tw->bstc", pool, data, pool)
+            scales.append(quantize(small.reshape(len(data), -1), self.vocab_size))
+        return jnp.concatenate(scales, axis=1)
+
+    def decode(self, params: Params, tokens: Array) -> Array:
+        """The finest grid alone is the image, [B, H, W, C]."""
+        return dequantize(tokens[:, -self.num_dims :], self.vocab_size).reshape(-1, *self.shape)
+
+
+def quantize(values: Array, levels: int) -> Array:
+    """[-1, 1] to int32 0..levels - 1."""
+    return jnp.clip(jnp.round((values + 1) * 0.5 * (levels - 1)), 0, levels - 1).astype(jnp.int32)
+
+
+def dequantize(tokens: Array, levels: int) -> Array:
+    """0..levels - 1 to float32 [-1, 1]."""
+    return tokens.astype(jnp.float32) * (2 / (levels - 1)) - 1
+
+
+def _pooling(length: int, side: int) -> np.ndarray:
+    """[side, length] averages over the bins floor(i length / side) .. ceil((i + 1) length / side)."""
+    starts, ends = np.arange(side) * length // side, -(-np.arange(1, side + 1) * length // side)
+    inside = (np.arange(length) >= starts[:, None]) & (np.arange(length) < ends[:, None])
+    return (inside / inside.sum(axis=1, keepdims=True)).astype(np.float32)

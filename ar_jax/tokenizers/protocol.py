@@ -1,0 +1,35 @@
+"""What a tokenizer promises: data to tokens on grids, and back."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import jax
+from jax import Array
+
+from ar_jax.orders.protocol import Layout
+
+Params = Any
+
+
+class Tokenizer(Protocol):
+    """Tokens are int32 [B, L] below vocab_size, or float32 [B, L, channels] where vocab_size is 0.
+
+    The methods are pure and traceable. A learned tokenizer keeps what it learned in `params`; others have none, {}.
+    """
+
+    vocab_size: int  # 0 for continuous tokens
+    channels: int  # 0 for discrete tokens
+    layout: Layout  # the grids that the tokens fill, in this order: one, or one per scale from coarse to fine
+    num_dims: int  # numbers in one example of the data, for bits per dimension
+    data_key: str  # the name of the data in a batch: "image" or "text"
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh parameters."""
+
+    def encode(self, params: Params, data: Array) -> Array:
+        """Data [B, ...] to tokens [B, L] or [B, L, channels]."""
+
+    def decode(self, params: Params, tokens: Array) -> Array:
+        """Tokens to data [B, ...]."""
+

@@ -1,0 +1,232 @@
+"""The training loop: build, resume, step, note, save. What a system must change comes in as an argument."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+
+from ar_jax.config import UsageError
+from ar_jax.training import checkpoints
+from ar_jax.training.logging import Recorder
+from ar_jax.training.program import CheckpointOptions, Program, TrainOptions, make_program, options
+from ar_jax.training.protocol import Params, Task
+from ar_jax.training.state import TrainState
+from ar_jax.training.termination import EXIT_CODE, Termination
+from ar_jax.training.workdir import claim
+
+Evaluate = Callable[[Params, int], Mapping[str, float]]
+Sample = Callable[[Params, int], np.ndarray | None]
+
+_MAX_BEHIND = 8  # steps that devices may be behind before the host waits: metrics are read that late
+
+
+class TrainingStopped(RuntimeError):
+    """Training cannot go on; its one sentence says why and what to try."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What all steps of a run share."""
+
+    program: Program
+    train: TrainOptions
+    checkpoint_every_steps: int
+    evaluate_every_steps: int
+    iterator: checkpoints.DataIterator
+    manager: ocp.CheckpointManager
+    recorder: Recorder | None  # None in all processes but the first
+    termination: Termination
+    evaluate: Evaluate | None
+    sample: Sample | None
+    # Metrics that devices may still be computing, with their step and its evaluation.
+    pending: collections.deque[tuple[int, Any, dict[str, float]]] = dataclasses.field(default_factory=collections.deque)
+
+
+def fit(
+    task: Task,
+    iterator: checkpoints.DataIterator,
+    config: Any,
+    workdir: str | os.PathLike[str],
+    *,
+    mesh: Mesh | None = None,
+    evaluate: Evaluate | None = None,
+    sample: Sample | None = None,
+    describe: Mapping[str, Any] | None = None,
+) -> TrainState:
+    """Trains a task to the end of its run, from wherever the run in `workdir` stands.
+
+    A run that was killed at any moment ends, after the same call, with the same parameters to the bit as one that was
+    not.
+
+    Args:
+      task: what is trained.
+      iterator: batches of this process, dicts of arrays [B / number of processes, ...]; checkpoints keep its position.
+      config: the whole config; used here are seed, optimizer, schedule, train, checkpoint, mesh and eval.every_steps
+        (0: only at the end).
+      workdir: directory of the run, made if it is missing.
+      mesh: devices to use instead of those of `config.mesh`.
+      evaluate: metrics by name of (averaged) parameters after a step.
+      sample: a picture [H, W, 3] uint8 of samples, or None, likewise.
+      describe: further lines for what is said at the start, by name.
+
+    Returns: the state after the last step.
+
+    Raises:
+      UsageError: config, data or directory are not as they should be; nothing has been overwritten.
+      TrainingStopped: `config.train.max_skipped_steps` steps in a row were not finite.
+      SystemExit: code 143, after SIGTERM; a checkpoint has been saved.
+    """
+    program = make_program(task, config, mesh)
+    saving = options(CheckpointOptions, config, "checkpoint")
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(claim(workdir, config))
+        termination = stack.enter_context(Termination())
+        manager = stack.enter_context(
+            contextlib.closing(checkpoints.open_manager(directory / "checkpoints", saving.keep))
+        )
+        state = _resume(program, manager, iterator)
+        start, num_steps = int(state.step), program.train.num_steps
+        if start >= num_steps:
+            return state
+        batch = _next_batch(program, iterator, start + 1)
+        compiled = program.compile(batch)
+        recorder = None
+        if jax.process_index() == 0:
+            _announce(program, compiled, state, describe or {})
+            recorder = Recorder(directory, start, num_steps, program.train.batch_size)
+            stack.callback(recorder.close)
+        evaluate_every = int((config.get("eval") or {}).get("every_steps", 0)) or num_steps
+        run = _Run(
+            program=program,
+            train=program.train,
+            checkpoint_every_steps=saving.every_steps,
+            evaluate_every_steps=evaluate_every,
+            iterator=iterator,
+            manager=manager,
+            recorder=recorder,
+            termination=termination,
+            evaluate=evaluate,
+            sample=sample,
+        )
+        return _train(run, compiled, state, _batches(run, batch, start))
+
+
+def load(task: Task, config: Any, workdir: str | os.PathLike[str], *, mesh: Mesh | None = None) -> TrainState:
+    """The state of the newest undamaged checkpoint of a run, for evaluation; the directory is only read.
+
+    Args:
+      task: what was trained.
+      config: the run's config, as `workdir.read_config` gives it.
+      workdir: directory of the run.
+      mesh: devices to use instead of those of `config.mesh`.
+
+    Raises:
+      UsageError: there is no checkpoint, it is of another model, or all are damaged.
+    """
+    directory = Path(workdir).absolute() / "checkpoints"
+    state = None
+    if directory.is_dir():
+        program = make_program(task, config, mesh)
+        with contextlib.closing(checkpoints.open_manager(directory)) as manager:
+            state = checkpoints.restore_latest(manager, program.shapes)
+    if state is None:
+        raise UsageError(
+            f"There is no checkpoint in {directory}; train first: python train.py --config=... --workdir={workdir}."
+        )
+    return state
+
+
+def _resume(program: Program, manager: ocp.CheckpointManager, iterator: checkpoints.DataIterator) -> TrainState:
+    """The newest checkpoint's state, with the data at its place, or a fresh state."""
+    state = checkpoints.restore_latest(manager, program.shapes, iterator)
+    if state is None:
+        return program.init()
+    checkpoints.remove_after(manager, int(state.step))
+    return state
+
+
+def _train(run: _Run, compiled: Any, state: TrainState, batches: Iterator[Any]) -> TrainState:
+    """All steps that are left, each as one call of the compiled program, with what is due after it."""
+    num_steps = run.train.num_steps
+    for step, batch in zip(range(int(state.step) + 1, num_steps + 1), batches, strict=True):
+        with jax.transfer_guard("disallow"):
+            state, metrics = compiled(state, batch)
+        last = step == num_steps
+        evaluates = last or step % run.evaluate_every_steps == 0
+        run.pending.append((step, metrics, _evaluate(run, state, step) if evaluates else {}))
+        saves = last or run.termination.requested or step % run.checkpoint_every_steps == 0
+        _drain(
+            run, leave=0 if saves else _MAX_BEHIND
+        )  # before saving: what is not noted by then, a resumed run would not note
+        if saves:
+            checkpoints.save(run.manager, state, run.iterator)
+        if run.termination.requested and not last:
+            run.manager.wait_until_finished()
+            print(f"SIGTERM: saved step {step} of {num_steps}; the same command goes on from there.", file=sys.stderr)
+            raise SystemExit(EXIT_CODE)
+    run.manager.wait_until_finished()
+    return state
+
+
+def _batches(run: _Run, first: Any, start: int) -> Iterator[Any]:
+    """Batches on the devices. None is read before it is asked for: the iterator's position is that of the step."""
+    yield first
+    for step in range(start + 2, run.train.num_steps + 1):
+        yield _next_batch(run.program, run.iterator, step)
+
+
+def _next_batch(program: Program, iterator: checkpoints.DataIterator, step: int) -> Any:
+    try:
+        return program.put(next(iterator))
+    except StopIteration as error:
+        raise UsageError(
+            f"The data ended before step {step} of {program.train.num_steps}; make it repeat, or lower "
+            "config.train.num_steps."
+        ) from error
+
+
+def _evaluate(run: _Run, state: TrainState, step: int) -> dict[str, float]:
+    """Metrics of the averaged parameters, named `eval/...`, and a picture for TensorBoard. SIGTERM breaks it off."""
+    metrics: dict[str, float] = {}
+    with run.termination.interrupts():
+        if run.evaluate is not None and not run.termination.requested:
+            metrics = {
+                f"eval/{name}": float(value) for name, value in run.evaluate(state.averaged_params, step).items()
+            }
+        image = run.sample(state.averaged_params, step) if run.sample and not run.termination.requested else None
+        if image is not None and run.recorder is not None:
+            run.recorder.image(step, np.asarray(image))
+    return metrics
+
+
+def _drain(run: _Run, leave: int) -> None:
+    """Reads the metrics of all steps but the newest `leave`, and notes those that are due."""
+    while len(run.pending) > leave:
+        step, on_device, evaluation = run.pending.popleft()
+        metrics = {name: value.item() for name, value in jax.device_get(on_device).items()}
+        skipped = metrics.pop("skipped")
+        if run.recorder and (evaluation or step % run.train.log_every_steps == 0 or step == run.train.num_steps):
+            run.recorder.metrics(step, metrics | evaluation)
+        if skipped >= run.train.max_skipped_steps:
+            raise TrainingStopped(
+                f"Loss or gradient was not finite in {skipped} steps in a row, up to step {step}; the parameters are "
+                f"still those of step {step - skipped}. Try a lower config.optimizer.learning_rate, or allow more with "
+                "config.train.max_skipped_steps."
+            )
+
+
+def _announce(program: Program, compiled: Any, state: TrainState, describe: Mapping[str, Any]) -> None:
+    """Prints what the run will do, before it does it."""
+    for name, value in {**program.describe(compiled, state), **describe}.items():
+        print(f"{name}: {value}", flush=True)

@@ -1,0 +1,214 @@
+"""A task and its config made into what devices run: mesh, shapes and shardings of the state, and the compiled step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from ar_jax.config import UsageError, build
+from ar_jax.training.mesh import make_mesh
+from ar_jax.training.optimizers import make_optimizer
+from ar_jax.training.protocol import Batch, Task
+from ar_jax.training.schedules import Schedule
+from ar_jax.training.sharding import Layout, batch_sharding, choose_layout, put_batch, replicated, tree_shardings
+from ar_jax.training.state import TrainState, create_state
+from ar_jax.training.step import compile_step, make_train_step
+from ar_jax.training.tables import OPTIMIZERS, SCHEDULES
+
+Options = TypeVar("Options")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """`config.train`.
+
+    Attributes:
+      num_steps: steps of the whole run.
+      batch_size: examples of a step, over all devices and micro-batches.
+      log_every_steps: steps from one line of metrics to the next.
+      accumulate_steps: micro-batches that a batch is cut into to save memory.
+      ema_decay: decay of the parameters' moving average; 0 for no average.
+      max_skipped_steps: the run stops after so many steps in a row whose loss or gradient is not finite.
+    """
+
+    num_steps: int
+    batch_size: int
+    log_every_steps: int = 20
+    accumulate_steps: int = 1
+    ema_decay: float = 0.0
+    max_skipped_steps: int = 10
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that make no run."""
+        _check_at_least_one(
+            "train", self, ("num_steps", "batch_size", "log_every_steps", "accumulate_steps", "max_skipped_steps")
+        )
+        if not 0 <= self.ema_decay < 1:
+            raise UsageError(
+                f"config.train.ema_decay={self.ema_decay} must be at least 0 (no average) and below 1, such as 0.999."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointOptions:
+    """`config.checkpoint`.
+
+    Attributes:
+      every_steps: steps from one checkpoint to the next; the last step is always saved.
+      keep: newest checkpoints that are kept. With 1 there is none to fall back on when it is damaged.
+    """
+
+    every_steps: int = 1000
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        """Refuses numbers below 1."""
+        _check_at_least_one("checkpoint", self, ("every_steps", "keep"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What the loop needs of task and config.
+
+    Attributes:
+      task: what is trained.
+      train: options of the loop.
+      seed: fixes every key.
+      optimizer: with clipping and learning rate.
+      schedule: learning rate by number of updates.
+      mesh: the devices.
+      layout: mesh axes by logical axis.
+      shapes: shape, dtype and sharding of every leaf of the state.
+    """
+
+    task: Task
+    train: TrainOptions
+    seed: int
+    optimizer: optax.GradientTransformation
+    schedule: Schedule
+    mesh: Mesh
+    layout: Layout
+    shapes: TrainState
+
+    def init(self) -> TrainState:
+        """The state before the first step, each array made where it belongs."""
+        create = lambda: create_state(self.task, self.optimizer, self.seed, self.train.ema_decay > 0)  # noqa: E731
+        return jax.jit(create, out_shardings=_shardings(self.shapes))()
+
+    def put(self, batch: Mapping[str, np.ndarray]) -> Batch:
+        """A batch on the devices, from this process's rows [B / number of processes, ...]."""
+        rows = self.train.batch_size // jax.process_count()
+        for name, value in batch.items():
+            if np.ndim(value) == 0 or len(value) != rows:
+                raise UsageError(
+                    f"The data gives {name!r} with shape {list(np.shape(value))}, but "
+                    f"config.train.batch_size={self.train.batch_size} asks for {rows} "
+                    f"rows per process; make the data's batch size the same."
+                )
+        return put_batch(batch, batch_sharding(self.mesh, self.layout))
+
+    def compile(self, batch: Batch) -> Any:
+        """The compiled step for batches of this shape."""
+        step = make_train_step(
+            self.task,
+            self.optimizer,
+            self.schedule,
+            seed=self.seed,
+            num_steps=self.train.num_steps,
+            accumulate_steps=self.train.accumulate_steps,
+            ema_decay=self.train.ema_decay,
+        )
+        shardings = _shardings(self.shapes), batch_sharding(self.mesh, self.layout), replicated(self.mesh)
+        return compile_step(step, self.shapes, batch, *shardings)
+
+    def describe(self, compiled: Any, state: TrainState) -> dict[str, str]:
+        """What a run of the compiled step will do, by name, for people to read."""
+        devices = self.mesh.devices.flatten()
+        train, first = self.train, int(state.step)
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.shapes.params))
+        resumed = f", resumed after step {first}" if first else ""
+        micro = f" in {train.accumulate_steps} micro-batches" if train.accumulate_steps > 1 else ""
+        return {
+            "parameters": f"{count:,}",
+            "steps": f"{train.num_steps:,} of {train.batch_size} examples{micro}{resumed}",
+            "devices": f"{devices.size} x {devices[0].device_kind}",
+            "mesh": ", ".join(f"{axis}={size}" for axis, size in self.mesh.shape.items()),
+            "memory": _memory(compiled),
+        }
+
+
+def make_program(task: Task, config: Any, mesh: Mesh | None = None) -> Program:
+    """Checks the config and works out shapes and shardings; nothing is computed or written.
+
+    Args:
+      task: what is trained.
+      config: the whole config; used are seed, optimizer, schedule, train and mesh.
+      mesh: devices to use instead of those of `config.mesh`.
+
+    Raises:
+      UsageError: something in the config is not as it should be.
+    """
+    train = options(TrainOptions, config, "train")
+    axes = dict(config.get("mesh") or {"data": -1})
+    layout_name = axes.pop("layout", "replicated")
+    mesh = mesh or make_mesh(axes)
+    layout = choose_layout(layout_name, mesh)
+    _check_batch_size(train, mesh.shape[layout["batch"]])
+    schedule = build(SCHEDULES, config.schedule, "schedule", peak=_peak(config.optimizer), num_steps=train.num_steps)
+    optimizer = make_optimizer(OPTIMIZERS, config.optimizer, schedule)
+    shapes = jax.eval_shape(lambda: create_state(task, optimizer, config.seed, train.ema_decay > 0))
+    shardings = tree_shardings(shapes, mesh, layout)
+    shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    return Program(task, train, config.seed, optimizer, schedule, mesh, layout, shapes)
+
+
+def options(kind: type[Options], config: Any, section: str) -> Options:
+    """A section of the config as its dataclass; UsageError on unknown keys and wrong types."""
+    return build({section: kind}, {"kind": section, **(config.get(section) or {})}, section)
+
+
+def _peak(optimizer: Mapping[str, Any]) -> float:
+    """The learning rate of `config.optimizer`: what the schedule peaks at."""
+    rate = optimizer.get("learning_rate")
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < float("inf"):
+        raise UsageError(f"config.optimizer.learning_rate={rate!r} must be a number above 0, such as 1e-3.")
+    return float(rate)
+
+
+def _check_batch_size(train: TrainOptions, num_shards: int) -> None:
+    """Raises UsageError unless batches can be cut evenly over micro-batches, devices and processes."""
+    parts = train.accumulate_steps * num_shards
+    if train.batch_size % parts:
+        raise UsageError(
+            f"config.train.batch_size={train.batch_size} cannot be cut into accumulate_steps="
+            f"{train.accumulate_steps} x {num_shards} devices; use a multiple of {parts}, "
+            f"such as {-(-train.batch_size // parts) * parts}."
+        )
+
+
+def _check_at_least_one(section: str, values: Any, names: tuple[str, ...]) -> None:
+    for name in names:
+        value = getattr(values, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UsageError(f"config.{section}.{name}={value!r} must be a whole number of at least 1.")
+
+
+def _shardings(shapes: Any) -> Any:
+    return jax.tree.map(lambda x: x.sharding, shapes)
+
+
+def _memory(compiled: Any) -> str:
+    """Memory of one device during a step, as the compiler has planned it."""
+    plan = compiled.memory_analysis()
+    if plan is None:
+        return "unknown"
+    arguments, temporary = plan.argument_size_in_bytes, plan.temp_size_in_bytes
+    outputs = plan.output_size_in_bytes - plan.alias_size_in_bytes  # donated arguments are written in place
+    sizes = [f"{size / 2**20:.1f} MiB" for size in (arguments + temporary + outputs, arguments, temporary, outputs)]
+    return "{} per device (arguments {}, temporary {}, new outputs {})".format(*sizes)

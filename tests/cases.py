@@ -1,0 +1,84 @@
+"""One row per registered part: the promises' tests run over these tables, and a test demands that no part lacks a row."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ar_jax.data.protocol import Facts
+from ar_jax.system import System, from_config
+
+MIXERS: dict[str, dict[str, Any]] = {
+    "softmax": dict(kind="softmax", num_heads=2),
+    "softmax grouped, normed, biased": dict(kind="softmax", num_heads=4, num_kv_heads=2, qk_norm=True, bias_distance=2, rope_base=0),
+    "softmax multi-query": dict(kind="softmax", num_heads=2, num_kv_heads=1, bias_distance=3),
+    "softmax window": dict(kind="softmax", num_heads=2, window=3),
+    "linear": dict(kind="linear", num_heads=2),
+    "linear, fixed decay": dict(kind="linear", num_heads=2, feature_map="identity", decay="fixed", normalize=False, chunk_size=5),
+    "linear, learned decay": dict(kind="linear", num_heads=2, feature_map="relu", decay="learned", normalize=False),
+    "convolution": dict(kind="convolution", width=3),
+    "hybrid": dict(kind="linear : convolution : softmax", linear=dict(num_heads=2), softmax=dict(num_heads=2, window=4)),
+}
+ORDERS: dict[str, dict[str, Any]] = {
+    "raster": dict(kind="raster"),
+    "column": dict(kind="column"),
+    "right_to_left": dict(kind="right_to_left"),
+    "diagonal": dict(kind="diagonal"),
+    "diagonal, parallel": dict(kind="diagonal", parallel=True),
+    "spiral": dict(kind="spiral"),
+    "spiral, outward": dict(kind="spiral", outward=True),
+    "random": dict(kind="random"),
+    "random, in sets": dict(kind="random", num_steps=3),
+    "nearest": dict(kind="nearest"),
+    "nearest, one by one": dict(kind="nearest", parallel=False, start=1),
+    "subsample": dict(kind="subsample"),
+    "parallel_groups": dict(kind="parallel_groups", regions=(1, 3)),
+    "blocks": dict(kind="blocks"),
+    "next_scale": dict(kind="next_scale"),
+}
+FEEDS = ("shift", "query", "resize", "mask")
+
+
+@functools.cache
+def tiny(mixer: str = "softmax", order: str = "raster", feed: str = "auto", side: int = 3, levels: int = 3, **changes: Any) -> System:
+    """A system of a few thousand parameters on side x side images of so many grey levels and 3 classes.
+
+    `changes` are further keys of the config, as "section.key" or "section".
+    """
+    pyramid = ORDERS[order]["kind"] == "next_scale"
+    num_layers = max(2, len(MIXERS[mixer]["kind"].split(":")))
+    config: dict[str, Any] = {
+        "tokenizer": {"kind": "pixel_pyramid", "sides": (1, 2, 3)[:side] if side < 4 else (1, 2, side)} if pyramid else {"kind": "pixels"},
+        "order": ORDERS[order],
+        "feed": {"kind": feed},
+        "condition": {"kind": "class"},
+        "model": {"embed_dim": 16, "num_layers": num_layers, "mixer": MIXERS[mixer], "mlp_dim": 24},
+        "objective": {"kind": "masked" if feed == "mask" else "next_token"},
+    }
+    for path, value in changes.items():
+        section, _, key = path.partition("__")
+        config[section] = (config.get(section, {}) | {key: value}) if key else value
+    facts = Facts("image", (side, side, 1), levels, ("a", "b", "c"))
+    return from_config(config, facts)
+
+
+@functools.cache
+def tiny_params(system: System) -> Any:
+    """Parameters that are all away from zero, so that every path carries a signal."""
+    shapes = jax.eval_shape(system.init, jax.random.key(0))
+    leaves, tree = jax.tree.flatten(shapes)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+
+    def leaf(key: jax.Array, shape: jax.ShapeDtypeStruct) -> jax.Array:
+        fan_in = shape.shape[-2] if len(shape.shape) > 1 else 1
+        return jax.random.normal(key, shape.shape, shape.dtype) * fan_in**-0.5
+
+    return jax.tree.unflatten(tree, [leaf(k, s) for k, s in zip(keys, leaves, strict=True)])
+
+
+def tokens(system: System, batch_size: int, seed: int = 0) -> jax.Array:
+    """Random discrete tokens on all slots, [B, L]."""
+    return jax.random.randint(jax.random.key(seed), (batch_size, system.model.order.length), 0, system.tokenizer.vocab_size, jnp.int32)

@@ -1,0 +1,105 @@
+"""The laws, over everything registered: training equals generation, the past does not see the future, parts combine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cases
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ar_jax.feeds import FEEDS
+from ar_jax.feeds.protocol import Chunk, Feed
+from ar_jax.mixers import MIXERS
+from ar_jax.models.generator import Context
+from ar_jax.orders import ORDERS
+from ar_jax.sampling.loop import walk
+from ar_jax.system import System
+
+BATCH = 2
+CAUSAL = [(m, o, "auto") for m in cases.MIXERS for o in cases.ORDERS]
+CAUSAL += [("softmax", o, f) for o in cases.ORDERS for f in ("shift", "query")]
+MASKED = [(m, o, "mask") for m in ("softmax", "softmax grouped, normed, biased") for o in ("random, in sets", "raster", "blocks")]
+
+
+def context_of(system: System, batch_size: int = BATCH) -> Context:
+    """A drawn order and different classes."""
+    return system.model.context(jax.random.key(2), batch_size, jnp.arange(batch_size, dtype=jnp.int32) % 3)
+
+
+def by_rank(hidden: jax.Array, chunk: Chunk) -> jax.Array:
+    """[B, n, D] hidden vectors of a chunk's targets, in the order of their ranks."""
+    target = np.asarray(chunk.target)
+    asked = np.flatnonzero(target >= 0)
+    return hidden[:, asked[np.argsort(target[asked])]]
+
+
+def test_every_registered_part_has_a_row() -> None:
+    assert {row["kind"] for row in cases.MIXERS.values() if ":" not in row["kind"]} == set(MIXERS)
+    assert {row["kind"] for row in cases.ORDERS.values()} == set(ORDERS)
+    assert {"auto", *cases.FEEDS} == set(FEEDS)
+
+
+@pytest.mark.parametrize(("mixer", "order", "feed"), CAUSAL)
+def test_any_cut_between_steps_gives_the_outputs_of_the_whole(mixer: str, order: str, feed: str) -> None:
+    system = cases.tiny(mixer, order, feed)
+    generator, plan = system.model.generator, system.model.feed
+    half = len(plan.chunks) // 2
+
+    @jax.jit
+    def outputs(params: Any, values: jax.Array, context: Context) -> tuple[jax.Array, ...]:
+        whole = by_rank(generator.apply(params, values, context, plan.parallel())[0], plan.parallel())
+
+        def one_step(carry: Any, step: jax.Array, chunk: Chunk, asked: np.ndarray) -> Any:
+            state, out = carry
+            hidden, state = generator.apply(params, values, context, chunk, state)
+            return state, out.at[:, chunk.target[asked]].set(hidden[:, asked])
+
+        start = generator.decoder.init_state(BATCH, plan.max_len, plan.max_step_len)
+        stepwise = walk(plan, one_step, (start, jnp.zeros_like(whole)))[1]
+        state, halves = start, []
+        for part in (plan.chunks[:half], plan.chunks[half:]):
+            chunk = Feed(part).parallel()
+            hidden, state = generator.apply(params, values, context, chunk, state)
+            halves.append(by_rank(hidden, chunk))
+        return whole, stepwise, jnp.concatenate(halves, axis=1)
+
+    whole, stepwise, halves = outputs(cases.tiny_params(system), cases.tokens(system, BATCH), context_of(system))
+    assert float(jnp.abs(whole - whole[:, :1]).max()) > 0.1  # the outputs do depend on what was read
+    chex.assert_trees_all_close(stepwise, whole, atol=1e-4)  # float32, three layers of sums of 40 terms of order one
+    chex.assert_trees_all_close(halves, whole, atol=1e-4)
+
+
+@pytest.mark.parametrize(("mixer", "order", "feed"), CAUSAL + MASKED)
+def test_no_information_comes_from_the_same_or_a_later_step(mixer: str, order: str, feed: str) -> None:
+    """By gradients: with all tokens embedded as floats, the answer for step k does not move with tokens of steps >= k."""
+    system = cases.tiny(mixer, order, feed)
+    model, params = system.model, cases.tiny_params(system)
+    values, context = cases.tokens(system, BATCH), context_of(system)
+    step_of_rank = np.repeat(np.arange(model.order.num_steps), model.order.sizes)
+
+    @jax.jit
+    def answers(values: jax.Array) -> jax.Array:
+        """[B, L] log-probabilities of token 0, by rank: what is asked for does not enter but through the input."""
+
+        def one_step(out: jax.Array, step: jax.Array, chunk: Chunk, asked: np.ndarray) -> jax.Array:
+            hidden, _ = model.generator.apply(params, values, context, chunk)
+            return out.at[:, chunk.target[asked]].set(model.generator.apply(params, hidden[:, asked], method="logits")[..., 0])
+
+        if not model.feed.remembers:
+            return walk(model.feed, one_step, jnp.zeros(values.shape))
+        chunk = model.feed.parallel()
+        return model.generator.apply(params, by_rank(model.generator.apply(params, values, context, chunk)[0], chunk), method="logits")[..., 0]
+
+    def with_change(rank: jax.Array, change: jax.Array) -> jax.Array:
+        return answers(values.at[jnp.arange(BATCH), context.slots[:, rank]].add(change) % 3)
+
+    ranks = jnp.arange(model.order.length)
+    same, moved = jax.vmap(jax.vmap(with_change, (0, None)), (None, 0))(ranks, jnp.arange(2))
+    depends = np.asarray(jnp.abs(moved - same).max(axis=1) > 1e-5)  # [changed rank, answered rank]; rounding moves 1e-6
+    allowed = step_of_rank[:, None] < step_of_rank[None, :]
+    assert not (depends & ~allowed).any()
+    assert depends[0, step_of_rank > 0].any() and (depends.sum() > 0.2 * allowed.sum())
