@@ -6,22 +6,18 @@ Everything is rebuilt from what train.py left in DIR. The last line of standard 
 import json
 from typing import Any
 
-from absl import flags
-
 from ar_jax import command
 from ar_jax.training.workdir import read_config
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "the directory of the run", required=True)
 
-
-def main(config: Any) -> None:
+def main(config: Any, workdir: str) -> None:
     """Evaluates."""
     from ar_jax import run
 
-    metrics = run.evaluate(run.load(_WORKDIR.value, config), _WORKDIR.value)
-    print(f"eval: metrics and pictures are in {_WORKDIR.value}/eval")
+    metrics = run.evaluate(run.load(workdir, config), workdir)
+    print(f"eval: metrics and pictures are in {workdir}/eval")
     print(json.dumps(metrics))
 
 
 if __name__ == "__main__":
-    command.run(main, config=lambda: read_config(_WORKDIR.value))
+    command.run(main, read_config)

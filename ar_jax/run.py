@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,16 +17,18 @@ import numpy as np
 from PIL import Image
 
 from ar_jax import training
-from ar_jax.config import UsageError, build
+from ar_jax.config import UsageError, build, check_keys
 from ar_jax.data import DATASETS, pipeline
 from ar_jax.data.protocol import Dataset, Facts
 from ar_jax.evaluation import pictures
 from ar_jax.evaluation.likelihood import likelihood
 from ar_jax.sampling.loop import Given
-from ar_jax.system import System, from_config
+from ar_jax.system import System, check_sections, from_config
+from ar_jax.training.program import TrainOptions, options
 from ar_jax.training.workdir import read_config, write_atomically
 
 FACTS = "facts.json"
+NEEDED = ("seed", "data", "optimizer", "schedule", "train")
 
 
 @functools.lru_cache(maxsize=32)
@@ -80,12 +83,19 @@ class Run:
         if scales is not None and condition is None:
             raise UsageError("guidance_scale needs labels to guide towards; pass labels=..., or guidance_scale=1.")
         keep = self._given(given, given_mask, batch_size)
-        drop = jnp.full(batch_size, condition is None)
-        return np.asarray(compiled(self.system.sample)(self.params, jax.random.key(seed), condition, drop, drawing, scales, keep))
+        drop = np.full(batch_size, condition is None)
+        return np.asarray(
+            compiled(self.system.sample)(self.params, jax.random.key(seed), condition, drop, drawing, scales, keep)
+        )
 
     def sample(self, *args: Any, **kwargs: Any) -> np.ndarray:
         """Draws examples as data: images [B, H, W, C] in [-1, 1], or bytes [B, length]; arguments as `sample_tokens`."""
         return np.asarray(self.system.tokenizer.decode({}, jnp.asarray(self.sample_tokens(*args, **kwargs))))
+
+    def encode(self, data: np.ndarray) -> np.ndarray:
+        """Data, as `sample` returns it, as tokens on their slots; what `given` takes."""
+        self._check_shape(data)
+        return np.asarray(self.system.tokenizer.encode({}, jnp.asarray(data)))
 
     def log_prob(self, data: np.ndarray, labels: Sequence[int] | np.ndarray | None = None, seed: int = 0) -> np.ndarray:
         """log p(data | labels) in nats, [B]; shuffled orders are drawn from the seed, one per example.
@@ -98,15 +108,20 @@ class Run:
         Raises:
           UsageError: a shape that the system does not take, or labels out of range.
         """
-        if np.shape(data)[1:] != tuple(self.system.facts.shape):
-            raise UsageError(f"data has shape {np.shape(data)}, but this system takes [B, {', '.join(map(str, self.system.facts.shape))}].")
+        self._check_shape(data)
         condition, _ = self._condition(labels, len(data))
         batch = {self.system.tokenizer.data_key: jnp.asarray(data)}
         if condition is not None:
             batch["embedding" if condition.ndim > 1 else "label"] = condition
         return np.asarray(compiled(self.system.log_prob)(self.params, batch, jax.random.key(seed)))
 
-    def _condition(self, labels: Any, num_samples: int | None) -> tuple[jax.Array | None, int]:
+    def _check_shape(self, data: np.ndarray) -> None:
+        if np.shape(data)[1:] != tuple(self.system.facts.shape):
+            raise UsageError(
+                f"data has shape {np.shape(data)}, but this system takes [B, {', '.join(map(str, self.system.facts.shape))}]."
+            )
+
+    def _condition(self, labels: Any, num_samples: int | None) -> tuple[np.ndarray | None, int]:
         if labels is None:
             if not num_samples or num_samples < 1:
                 raise UsageError(f"num_samples={num_samples} must be at least 1 where no labels are given.")
@@ -116,25 +131,37 @@ class Run:
             raise UsageError(f"num_samples={num_samples} does not fit {len(labels)} labels.")
         if hasattr(condition, "channels"):
             if labels.shape[1:] != (condition.num_tokens, condition.channels):
-                raise UsageError(f"embeddings have shape {labels.shape}, but this model takes [B, {condition.num_tokens}, {condition.channels}].")
-            return jnp.asarray(labels, jnp.float32), len(labels)
+                raise UsageError(
+                    f"embeddings have shape {labels.shape}, but this model takes [B, {condition.num_tokens}, {condition.channels}]."
+                )
+            return np.asarray(labels, np.float32), len(labels)
         count = getattr(condition, "num_classes", 0)
         if not count:
             raise UsageError("this model has no condition; leave labels out and give num_samples.")
-        if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels) or labels.min() < 0 or labels.max() >= count:
-            raise UsageError(f"labels must be integers from 0 to {count - 1} in one dimension, not {np.unique(labels).tolist()[:5]}.")
-        return jnp.asarray(labels, jnp.int32), len(labels)
+        if (
+            labels.ndim != 1
+            or labels.dtype.kind not in "iu"
+            or not len(labels)
+            or labels.min() < 0
+            or labels.max() >= count
+        ):
+            raise UsageError(
+                f"labels must be integers from 0 to {count - 1} in one dimension, not {np.unique(labels).tolist()[:5]}."
+            )
+        return np.asarray(labels, np.int32), len(labels)
 
     def _given(self, given: Any, mask: Any, batch_size: int) -> Given | None:
         if given is None and mask is None:
             return None
         if given is None or mask is None:
             raise UsageError("given and given_mask belong together; pass both.")
-        like = self.system.model.empty_values(batch_size)
+        like = jax.eval_shape(lambda: self.system.model.empty_values(batch_size))
         try:
             values, mask = np.broadcast_to(given, like.shape), np.broadcast_to(np.asarray(mask, bool), like.shape[:2])
         except ValueError as error:
-            raise UsageError(f"given {np.shape(given)} and given_mask {np.shape(mask)} do not fit tokens of shape {like.shape}.") from error
+            raise UsageError(
+                f"given {np.shape(given)} and given_mask {np.shape(mask)} do not fit tokens of shape {like.shape}."
+            ) from error
         vocab_size = self.system.tokenizer.vocab_size
         if vocab_size and mask.any() and not (0 <= values[mask].min() and values[mask].max() < vocab_size):
             raise UsageError(f"given tokens must lie between 0 and {vocab_size - 1}.")
@@ -143,6 +170,7 @@ class Run:
 
 def load_data(config: Mapping[str, Any]) -> Dataset:
     """The data set that `config.data` names."""
+    check_sections(config, NEEDED)
     return build(DATASETS, {k: v for k, v in dict(config["data"]).items() if k != "flip"}, "data")
 
 
@@ -157,13 +185,29 @@ def build_run(config: Mapping[str, Any], facts: Facts | None = None) -> Run:
     return Run(system, jax.jit(system.init)(jax.random.key(config["seed"])), config)
 
 
-def train(config: Mapping[str, Any], workdir: str | Path) -> Run:
-    """Trains a config in a directory, from wherever the run there stands; see `ar_jax.training.fit`."""
+def train(config: Mapping[str, Any], workdir: str | Path | None = None) -> Run:
+    """Trains a config in a directory, from wherever the run there stands; see `ar_jax.training.fit`.
+
+    Args:
+      config: see configs/digits.py.
+      workdir: keeps config, checkpoints and metrics; None keeps nothing, for trying things out.
+
+    Raises:
+      UsageError: config, data or directory are not as they should be; nothing has been overwritten.
+    """
+    if workdir is None:
+        with tempfile.TemporaryDirectory() as folder:
+            return train(config, folder)
     data = load_data(config)
     system = from_config(config, data)
     _check_eval(config)
-    iterator = pipeline.train_iterator(data, config["train"]["batch_size"], config["seed"], flip=dict(config["data"]).get("flip", False))
-    _keep_facts(Path(workdir), data)
+    _check_facts(Path(workdir), data)
+    iterator = pipeline.train_iterator(
+        data,
+        options(TrainOptions, config, "train").batch_size,
+        config["seed"],
+        flip=dict(config["data"]).get("flip", False),
+    )
     state = training.fit(
         system,
         iterator,
@@ -172,6 +216,7 @@ def train(config: Mapping[str, Any], workdir: str | Path) -> Run:
         evaluate=lambda params, step: evaluate_likelihood(Run(system, params, config, step), data),
         sample=lambda params, step: sample_grid(Run(system, params, config, step)),
         describe=system.describe(),
+        prepare=lambda directory: write_atomically(directory / FACTS, json.dumps(_facts(data))),
     )
     return Run(system, state.averaged_params, config, int(state.step))
 
@@ -187,6 +232,8 @@ def load(workdir: str | Path, config: Mapping[str, Any] | None = None) -> Run:
       UsageError: there is no run, it is damaged, or the config does not fit its parameters.
     """
     config = read_config(workdir) if config is None else config
+    check_sections(config, NEEDED)
+    _check_eval(config)
     system = from_config(config, read_facts(workdir))
     state = training.load(system, config, workdir)
     return Run(system, state.averaged_params, config, int(state.step))
@@ -204,25 +251,27 @@ def read_facts(workdir: str | Path) -> Facts:
         raise UsageError(f"{file} cannot be read ({error}); train again in another --workdir.") from error
 
 
-def _keep_facts(workdir: Path, facts: Facts) -> None:
-    values = {f.name: getattr(facts, f.name) for f in dataclasses.fields(Facts)}
-    file = workdir / FACTS
-    if file.exists():
-        if read_facts(workdir) != Facts(**values):
-            raise UsageError(f"{workdir} holds a run on other data than config.data gives now; choose another --workdir.")
-        return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps(values))
-    except OSError as error:
-        raise UsageError(f"Cannot write to {workdir} ({error.strerror or error}); choose another --workdir.") from error
+def _facts(data: Facts) -> dict[str, Any]:
+    return {field.name: getattr(data, field.name) for field in dataclasses.fields(Facts)}
+
+
+def _check_facts(workdir: Path, data: Facts) -> None:
+    """Raises UsageError where the run in a directory was trained on other data than this."""
+    if (workdir / FACTS).exists() and read_facts(workdir) != Facts(**_facts(data)):
+        raise UsageError(
+            f"{workdir} holds a run on other data than config.data gives now; choose another --workdir, "
+            "or give that run's data."
+        )
 
 
 def _check_eval(config: Mapping[str, Any]) -> int:
-    batch_size = dict(config.get("eval", {})).get("batch_size", 180)
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise UsageError(f"config.eval.batch_size={batch_size!r} must be a whole number of at least 1.")
-    return batch_size
+    section = dict(config.get("eval") or {})
+    check_keys(section, ("batch_size", "every_steps"), "eval")
+    for name, least in (("batch_size", 1), ("every_steps", 0)):
+        value = section.get(name, least)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise UsageError(f"config.eval.{name}={value!r} must be a whole number of at least {least}.")
+    return section.get("batch_size", 180)
 
 
 def evaluate_likelihood(run: Run, data: Dataset) -> dict[str, float]:
@@ -297,9 +346,15 @@ def evaluate(run: Run, workdir: str | Path) -> dict[str, float]:
     Returns:
       The metrics; speeds are of a second call, when all is compiled.
     """
+    data = load_data(run.config)
+    _check_facts(Path(workdir), data)
+    _check_eval(run.config)
     folder = Path(workdir) / "eval"
-    folder.mkdir(parents=True, exist_ok=True)
-    metrics: dict[str, float] = {"step": run.step} | evaluate_likelihood(run, load_data(run.config))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"Cannot write to {folder} ({error.strerror or error}); make it writable.") from error
+    metrics: dict[str, float] = {"step": run.step} | evaluate_likelihood(run, data)
     rows, tokens = draw_samples(run)
     start = time.perf_counter()
     draw_samples(run)

@@ -13,14 +13,20 @@ from ar_jax.system import System, from_config
 
 MIXERS: dict[str, dict[str, Any]] = {
     "softmax": dict(kind="softmax", num_heads=2),
-    "softmax grouped, normed, biased": dict(kind="softmax", num_heads=4, num_kv_heads=2, qk_norm=True, bias_distance=2, rope_base=0),
+    "softmax grouped, normed, biased": dict(
+        kind="softmax", num_heads=4, num_kv_heads=2, qk_norm=True, bias_distance=2, rope_base=0
+    ),
     "softmax multi-query": dict(kind="softmax", num_heads=2, num_kv_heads=1, bias_distance=3),
     "softmax window": dict(kind="softmax", num_heads=2, window=3),
     "linear": dict(kind="linear", num_heads=2),
-    "linear, fixed decay": dict(kind="linear", num_heads=2, feature_map="identity", decay="fixed", normalize=False, chunk_size=5),
+    "linear, fixed decay": dict(
+        kind="linear", num_heads=2, feature_map="identity", decay="fixed", normalize=False, chunk_size=5
+    ),
     "linear, learned decay": dict(kind="linear", num_heads=2, feature_map="relu", decay="learned", normalize=False),
     "convolution": dict(kind="convolution", width=3),
-    "hybrid": dict(kind="linear : convolution : softmax", linear=dict(num_heads=2), softmax=dict(num_heads=2, window=4)),
+    "hybrid": dict(
+        kind="linear : convolution : softmax", linear=dict(num_heads=2), softmax=dict(num_heads=2, window=4)
+    ),
 }
 ORDERS: dict[str, dict[str, Any]] = {
     "raster": dict(kind="raster"),
@@ -43,7 +49,9 @@ FEEDS = ("shift", "query", "resize", "mask")
 
 
 @functools.cache
-def tiny(mixer: str = "softmax", order: str = "raster", feed: str = "auto", side: int = 3, levels: int = 3, **changes: Any) -> System:
+def tiny(
+    mixer: str = "softmax", order: str = "raster", feed: str = "auto", side: int = 3, levels: int = 3, **changes: Any
+) -> System:
     """A system of a few thousand parameters on side x side images of so many grey levels and 3 classes.
 
     `changes` are further keys of the config, as "section.key" or "section".
@@ -51,7 +59,9 @@ def tiny(mixer: str = "softmax", order: str = "raster", feed: str = "auto", side
     pyramid = ORDERS[order]["kind"] == "next_scale"
     num_layers = max(2, len(MIXERS[mixer]["kind"].split(":")))
     config: dict[str, Any] = {
-        "tokenizer": {"kind": "pixel_pyramid", "sides": (1, 2, 3)[:side] if side < 4 else (1, 2, side)} if pyramid else {"kind": "pixels"},
+        "tokenizer": {"kind": "pixel_pyramid", "sides": (1, 2, 3)[:side] if side < 4 else (1, 2, side)}
+        if pyramid
+        else {"kind": "pixels"},
         "order": ORDERS[order],
         "feed": {"kind": feed},
         "condition": {"kind": "class"},
@@ -70,15 +80,21 @@ def tiny_params(system: System) -> Any:
     """Parameters that are all away from zero, so that every path carries a signal."""
     shapes = jax.eval_shape(system.init, jax.random.key(0))
     leaves, tree = jax.tree.flatten(shapes)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
 
-    def leaf(key: jax.Array, shape: jax.ShapeDtypeStruct) -> jax.Array:
-        fan_in = shape.shape[-2] if len(shape.shape) > 1 else 1
-        return jax.random.normal(key, shape.shape, shape.dtype) * fan_in**-0.5
+    @jax.jit
+    def draw(key: jax.Array) -> list[jax.Array]:
+        keys = jax.random.split(key, len(leaves))
+        fans = [leaf.shape[-2] if len(leaf.shape) > 1 else 1 for leaf in leaves]
+        return [
+            jax.random.normal(k, leaf.shape, leaf.dtype) * fan**-0.5
+            for k, leaf, fan in zip(keys, leaves, fans, strict=True)
+        ]
 
-    return jax.tree.unflatten(tree, [leaf(k, s) for k, s in zip(keys, leaves, strict=True)])
+    return jax.tree.unflatten(tree, draw(jax.random.key(1)))
 
 
 def tokens(system: System, batch_size: int, seed: int = 0) -> jax.Array:
     """Random discrete tokens on all slots, [B, L]."""
-    return jax.random.randint(jax.random.key(seed), (batch_size, system.model.order.length), 0, system.tokenizer.vocab_size, jnp.int32)
+    return jax.random.randint(
+        jax.random.key(seed), (batch_size, system.model.order.length), 0, system.tokenizer.vocab_size, jnp.int32
+    )

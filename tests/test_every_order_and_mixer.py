@@ -22,7 +22,13 @@ from ar_jax.system import System
 BATCH = 2
 CAUSAL = [(m, o, "auto") for m in cases.MIXERS for o in cases.ORDERS]
 CAUSAL += [("softmax", o, f) for o in cases.ORDERS for f in ("shift", "query")]
-MASKED = [(m, o, "mask") for m in ("softmax", "softmax grouped, normed, biased") for o in ("random, in sets", "raster", "blocks")]
+# What a mixer reads is the same for every order; who may be read is the order's and the feed's affair: fewer mixers do.
+READERS = ("softmax", "softmax grouped, normed, biased", "linear", "convolution")
+MASKED = [
+    (m, o, "mask")
+    for m in ("softmax", "softmax grouped, normed, biased")
+    for o in ("random, in sets", "raster", "blocks")
+]
 
 
 def context_of(system: System, batch_size: int = BATCH) -> Context:
@@ -73,7 +79,7 @@ def test_any_cut_between_steps_gives_the_outputs_of_the_whole(mixer: str, order:
     chex.assert_trees_all_close(halves, whole, atol=1e-4)
 
 
-@pytest.mark.parametrize(("mixer", "order", "feed"), CAUSAL + MASKED)
+@pytest.mark.parametrize(("mixer", "order", "feed"), [row for row in CAUSAL if row[0] in READERS] + MASKED)
 def test_no_information_comes_from_the_same_or_a_later_step(mixer: str, order: str, feed: str) -> None:
     """By gradients: with all tokens embedded as floats, the answer for step k does not move with tokens of steps >= k."""
     system = cases.tiny(mixer, order, feed)
@@ -87,12 +93,16 @@ def test_no_information_comes_from_the_same_or_a_later_step(mixer: str, order: s
 
         def one_step(out: jax.Array, step: jax.Array, chunk: Chunk, asked: np.ndarray) -> jax.Array:
             hidden, _ = model.generator.apply(params, values, context, chunk)
-            return out.at[:, chunk.target[asked]].set(model.generator.apply(params, hidden[:, asked], method="logits")[..., 0])
+            return out.at[:, chunk.target[asked]].set(
+                model.generator.apply(params, hidden[:, asked], method="logits")[..., 0]
+            )
 
         if not model.feed.remembers:
             return walk(model.feed, one_step, jnp.zeros(values.shape))
         chunk = model.feed.parallel()
-        return model.generator.apply(params, by_rank(model.generator.apply(params, values, context, chunk)[0], chunk), method="logits")[..., 0]
+        return model.generator.apply(
+            params, by_rank(model.generator.apply(params, values, context, chunk)[0], chunk), method="logits"
+        )[..., 0]
 
     def with_change(rank: jax.Array, change: jax.Array) -> jax.Array:
         return answers(values.at[jnp.arange(BATCH), context.slots[:, rank]].add(change) % 3)

@@ -1,12 +1,15 @@
 """Data: where examples come from. A kind is a function of its options that returns a `Dataset`."""
 
+from collections.abc import Callable
+
 from ar_jax.data.digits import load_digits
 from ar_jax.data.idx import load_idx
 from ar_jax.data.npz import load_npz
+from ar_jax.data.protocol import Dataset
 from ar_jax.data.text import load_text
 from ar_jax.data.tfds import load_tfds
 
-DATASETS = {
+DATASETS: dict[str, Callable[..., Dataset]] = {
     "digits": load_digits,
     "idx": load_idx,
     "npz": load_npz,

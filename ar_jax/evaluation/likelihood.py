@@ -13,7 +13,11 @@ from ar_jax.system import System
 
 
 def likelihood(
-    system: System, log_prob: Callable[..., jax.Array], params: Any, batches: Iterable[Mapping[str, np.ndarray]], seed: int = 0
+    system: System,
+    log_prob: Callable[..., jax.Array],
+    params: Any,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    seed: int = 0,
 ) -> dict[str, float]:
     """The mean negative log-likelihood of held-out examples.
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+Decode = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
@@ -35,13 +37,17 @@ def grid(rows: Sequence[tuple[str, np.ndarray]], title: str = "") -> np.ndarray:
             cell.imshow(image, interpolation="nearest")
         row[0].text(-0.25, 0.5, label, transform=row[0].transAxes, ha="right", va="center", fontsize=9)
     figure.suptitle(title, fontsize=10)
-    figure.subplots_adjust(left=1.1 / (0.6 * columns + 1.2), right=0.99, bottom=0.01, top=0.93 if title else 0.99, wspace=0.05, hspace=0.05)
+    figure.subplots_adjust(
+        left=1.1 / (0.6 * columns + 1.2), right=0.99, bottom=0.01, top=0.93 if title else 0.99, wspace=0.05, hspace=0.05
+    )
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def growth(tokens: np.ndarray, slots: np.ndarray, sizes: Sequence[int], decode, frames: int = 12) -> list[tuple[int, np.ndarray]]:
+def growth(
+    tokens: np.ndarray, slots: np.ndarray, sizes: Sequence[int], decode: Decode, frames: int = 12
+) -> list[tuple[int, np.ndarray]]:
     """What is known of one image after some of its steps.
 
     Args:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +24,9 @@ def mask(order: Order, num_prefix: int) -> Feed:
             chunk(
                 source=np.concatenate([prefix, np.where(rank < start, rank, BLANK)]),
                 place=np.concatenate([np.full(num_prefix, NOWHERE), rank]),
-                target=np.concatenate([np.full(num_prefix, NOWHERE), np.where((rank >= start) & (rank < end), rank, NOWHERE)]),
+                target=np.concatenate(
+                    [np.full(num_prefix, NOWHERE), np.where((rank >= start) & (rank < end), rank, NOWHERE)]
+                ),
                 step=np.zeros(num_prefix + order.length),
             )
         )
@@ -41,7 +45,8 @@ def masked_chunk(length: int, num_prefix: int, known: jax.Array) -> Chunk:
       A chunk with source [B, P + L] and the other arrays [P + L].
     """
     rank = np.arange(length)
-    whole = chunk([prefix_source(p) for p in range(num_prefix)] + [BLANK] * length, *[[NOWHERE] * num_prefix + list(rank)] * 2, [0] * (num_prefix + length))
+    codes = np.concatenate([np.full(num_prefix, NOWHERE), rank])
+    whole = chunk(source=codes, place=codes, target=codes, step=np.zeros(len(codes)))
+    prefix = jnp.broadcast_to(jnp.asarray([[prefix_source(p) for p in range(num_prefix)]]), (len(known), num_prefix))
     source = jnp.where(rank[None] < known[:, None], rank[None], BLANK)
-    prefix = jnp.broadcast_to(whole.source[None, :num_prefix], (len(known), num_prefix))
-    return whole.replace(source=jnp.concatenate([prefix, source], axis=1).astype(jnp.int32))
+    return dataclasses.replace(whole, source=jnp.concatenate([prefix, source], axis=1).astype(jnp.int32))

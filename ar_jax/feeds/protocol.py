@@ -58,8 +58,12 @@ class Feed:
     def parallel(self) -> Chunk:
         """All steps at once, for teacher forcing: what is remembered first, then what only reads."""
         if not self.remembers:
-            raise UsageError("feed 'mask' keeps nothing between steps, so it has no parallel form; train it with objective 'masked'.")
-        arrays = {k: np.concatenate([getattr(c, k) for c in self.chunks]) for k in ("source", "place", "target", "step")}
+            raise UsageError(
+                "feed 'mask' keeps nothing between steps, so it has no parallel form; train it with objective 'masked'."
+            )
+        arrays = {
+            k: np.concatenate([getattr(c, k) for c in self.chunks]) for k in ("source", "place", "target", "step")
+        }
         forgotten = np.concatenate([np.arange(len(c)) >= c.num_remembered for c in self.chunks])
         first = np.argsort(forgotten, kind="stable")
         return Chunk(**{k: v[first] for k, v in arrays.items()}, num_remembered=int((~forgotten).sum()))
@@ -78,7 +82,8 @@ class Feed:
         """Consecutive steps of one shape, which one scan can walk.
 
         Yields:
-          The number of the run's first step, and a chunk whose arrays are [steps, T] and whose targets stand at the same places in every step.
+          The number of the run's first step, and a chunk whose arrays are [steps, T]; its targets stand at the same
+          places in every step.
         """
         first = 0
         for i in range(1, len(self.chunks) + 1):
@@ -91,10 +96,14 @@ def _shape(chunk: Chunk) -> tuple[object, ...]:
     return chunk.num_remembered, tuple((np.asarray(chunk.target) >= 0).tolist())
 
 
-def chunk(source: Sequence[int], place: Sequence[int], target: Sequence[int], step: Sequence[int], num_remembered: int | None = None) -> Chunk:
+Ints = Sequence[int] | np.ndarray
+
+
+def chunk(source: Ints, place: Ints, target: Ints, step: Ints, num_remembered: int | None = None) -> Chunk:
     """A chunk from plain sequences; everything is remembered unless told otherwise."""
-    arrays = [np.asarray(a, np.int32) for a in (source, place, target, step)]
-    return Chunk(*arrays, num_remembered=len(arrays[0]) if num_remembered is None else num_remembered)
+    arrays = {"source": source, "place": place, "target": target, "step": step}
+    remembered = len(source) if num_remembered is None else num_remembered
+    return Chunk(**{k: np.asarray(v, np.int32) for k, v in arrays.items()}, num_remembered=remembered)
 
 
 def groups(sizes: Sequence[int]) -> list[np.ndarray]:

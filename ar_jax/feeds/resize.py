@@ -24,7 +24,9 @@ def resize(order: Order, num_prefix: int) -> Feed:
       UsageError: the steps of the order are not the scales, frames or rows.
     """
     if not follows_first_axis(order):
-        raise UsageError("feed 'resize' needs one step per scale, frame or row, as orders 'next_scale' and 'blocks' give; else use feed 'query'.")
+        raise UsageError(
+            "feed 'resize' needs one step per scale, frame or row, as orders 'next_scale' and 'blocks' give; else use feed 'query'."
+        )
     slots = np.argsort(order.step, kind="stable")
     ranks = groups(order.sizes)
     chunks = [opening(num_prefix, len(ranks[0]))]

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from ar_jax.heads.protocol import Sampling
 from ar_jax.heads.filters import draw
+from ar_jax.heads.protocol import Sampling
 
 
 class Categorical(nn.Module):
@@ -20,13 +20,17 @@ class Categorical(nn.Module):
 
     def setup(self) -> None:
         """The projection; zeros make the first prediction uniform."""
-        self.logits = nn.Dense(self.vocab_size, kernel_init=nn.initializers.zeros, dtype=self.dtype, param_dtype=self.param_dtype)
+        self.logits = nn.Dense(
+            self.vocab_size, kernel_init=nn.initializers.zeros, dtype=self.dtype, param_dtype=self.param_dtype
+        )
 
     def __call__(self, hidden: Array) -> Array:
         """[B, T, D] to logits [B, T, V], float32."""
         return self.logits(hidden).astype(jnp.float32)
 
-    def loss(self, hidden: Array, target: Array, key: Array, *, label_smoothing: float = 0.0, z_loss: float = 0.0) -> Array:
+    def loss(
+        self, hidden: Array, target: Array, key: Array, *, label_smoothing: float = 0.0, z_loss: float = 0.0
+    ) -> Array:
         """Cross-entropy in nats.
 
         Args:
@@ -49,7 +53,14 @@ class Categorical(nn.Module):
         """See Head; nats."""
         return jnp.take_along_axis(jax.nn.log_softmax(self(hidden)), target[..., None], axis=-1)[..., 0]
 
-    def sample(self, hidden: Array, key: Array, settings: Sampling, unguided: Array | None = None, guidance_scale: Array | float = 1.0) -> Array:
+    def sample(
+        self,
+        hidden: Array,
+        key: Array,
+        settings: Sampling,
+        unguided: Array | None = None,
+        guidance_scale: Array | float = 1.0,
+    ) -> Array:
         """See Head; int32 [B, T]. Guided logits are u + scale (c - u)."""
         logits = self(hidden)
         if unguided is not None:

@@ -26,7 +26,9 @@ def filtered(logits: Array, settings: Sampling) -> Array:
         descending = -jnp.sort(-logits, axis=-1)
         probability = jax.nn.softmax(descending, axis=-1)
         before = jnp.cumsum(probability, axis=-1) - probability
-        lowest = jnp.where((before < settings.top_p) & (probability > 0), descending, jnp.inf).min(axis=-1, keepdims=True)
+        lowest = jnp.where((before < settings.top_p) & (probability > 0), descending, jnp.inf).min(
+            axis=-1, keepdims=True
+        )
         logits = jnp.where(logits >= jnp.minimum(lowest, descending[..., :1]), logits, -jnp.inf)
     if settings.min_p is not None:
         best = logits.max(axis=-1, keepdims=True)

@@ -44,24 +44,37 @@ class GaussianMixture(nn.Module):
         """Log density in nats, [B, T], of target [B, T, C]."""
         return _log_density(self(hidden), target[..., None, :])[..., 0]
 
-    def loss(self, hidden: Array, target: Array, key: Array, *, label_smoothing: float = 0.0, z_loss: float = 0.0) -> Array:
+    def loss(
+        self, hidden: Array, target: Array, key: Array, *, label_smoothing: float = 0.0, z_loss: float = 0.0
+    ) -> Array:
         """Negative log density in nats, [B, T].
 
         Raises:
           UsageError: label smoothing or a z-loss, which a density does not have.
         """
         if label_smoothing or z_loss:
-            raise UsageError("label_smoothing and z_loss are for head 'categorical'; set both to 0 for head 'gaussian_mixture'.")
+            raise UsageError(
+                "label_smoothing and z_loss are for head 'categorical'; set both to 0 for head 'gaussian_mixture'."
+            )
         return -self.log_prob(hidden, target)
 
-    def sample(self, hidden: Array, key: Array, settings: Sampling, unguided: Array | None = None, guidance_scale: Array | float = 1.0) -> Array:
+    def sample(
+        self,
+        hidden: Array,
+        key: Array,
+        settings: Sampling,
+        unguided: Array | None = None,
+        guidance_scale: Array | float = 1.0,
+    ) -> Array:
         """See Head; float32 [B, T, C]. The temperature scales each component's deviation.
 
         Raises:
           UsageError: a top_k, top_p or min_p filter.
         """
         if not (settings.top_k is None and settings.top_p is None and settings.min_p is None):
-            raise UsageError("top_k, top_p and min_p filter a vocabulary; head 'gaussian_mixture' takes a temperature only.")
+            raise UsageError(
+                "top_k, top_p and min_p filter a vocabulary; head 'gaussian_mixture' takes a temperature only."
+            )
         mixture = self(hidden)
         pick, noise, choice = jax.random.split(key, 3)
         candidates = 1 if unguided is None else self.num_candidates

@@ -28,11 +28,20 @@ class Sampling:
 class Head(Protocol):
     """p(token | hidden vector). A Linen module whose methods are called through `apply`."""
 
-    def loss(self, hidden: Array, target: Array, key: Array, *, label_smoothing: float = 0.0, z_loss: float = 0.0) -> Array:
+    def loss(
+        self, hidden: Array, target: Array, key: Array, *, label_smoothing: float = 0.0, z_loss: float = 0.0
+    ) -> Array:
         """What training minimises, in nats per token where that exists: hidden [B, T, D], target [B, T, ...] to [B, T]."""
 
     def log_prob(self, hidden: Array, target: Array) -> Array:
         """Exact log-likelihood (density) in nats, [B, T]."""
 
-    def sample(self, hidden: Array, key: Array, settings: Sampling, unguided: Array | None = None, guidance_scale: Array | float = 1.0) -> Array:
+    def sample(
+        self,
+        hidden: Array,
+        key: Array,
+        settings: Sampling,
+        unguided: Array | None = None,
+        guidance_scale: Array | float = 1.0,
+    ) -> Array:
         """Draws tokens [B, T, ...]; `unguided` are the hidden vectors without the condition."""

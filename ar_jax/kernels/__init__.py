@@ -1,0 +1,1 @@
+"""Kernels: the operations that carry the mixers, one folder each."""

@@ -19,7 +19,9 @@ def _whole(lhs: Array, rhs: Array, **options: Any) -> Array:
     return jax.lax.dot_general(lhs, rhs, (((lhs.ndim - 1,), (0,)), ((), ())), **options)
 
 
-def dot_general(lhs: Array, rhs: Array, dimension_numbers: Any, precision: Any = None, preferred_element_type: Any = None) -> Array:
+def dot_general(
+    lhs: Array, rhs: Array, dimension_numbers: Any, precision: Any = None, preferred_element_type: Any = None
+) -> Array:
     """`jax.lax.dot_general` of x [..., D] and a matrix [D, E], for Linen's `dot_general=`.
 
     On CPUs XLA transposes x before it sums a weight's gradient over several axes, which costs as much as the product:
@@ -28,7 +30,9 @@ def dot_general(lhs: Array, rhs: Array, dimension_numbers: Any, precision: Any =
     if dimension_numbers != (((lhs.ndim - 1,), (0,)), ((), ())) or lhs.ndim < 3:
         return jax.lax.dot_general(lhs, rhs, dimension_numbers, precision, preferred_element_type)
     options = {"precision": precision, "preferred_element_type": preferred_element_type}
-    return jax.lax.platform_dependent(lhs, rhs, cpu=functools.partial(_flat, **options), default=functools.partial(_whole, **options))
+    return jax.lax.platform_dependent(
+        lhs, rhs, cpu=functools.partial(_flat, **options), default=functools.partial(_whole, **options)
+    )
 
 
 Dense = functools.partial(nn.Dense, dot_general=dot_general)

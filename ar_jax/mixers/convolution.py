@@ -44,10 +44,14 @@ class Convolution(nn.Module):
     def setup(self) -> None:
         """Projections and the filters [width, D], the present token's first."""
         if self.width < 2:
-            raise UsageError(f"config.model.mixer.width={self.width} must be at least 2: a filter of one token mixes nothing.")
+            raise UsageError(
+                f"config.model.mixer.width={self.width} must be at least 2: a filter of one token mixes nothing."
+            )
         dense = functools.partial(Dense, self.embed_dim, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype)
         self.value, self.gate, self.out = dense(), dense(), dense()
-        self.filters = self.param("filters", nn.initializers.normal(self.width**-0.5), (self.width, self.embed_dim), self.param_dtype)
+        self.filters = self.param(
+            "filters", nn.initializers.normal(self.width**-0.5), (self.width, self.embed_dim), self.param_dtype
+        )
 
     @nn.nowrap
     def init_state(self, batch_size: int, max_len: int, max_step_len: int) -> Ring:
@@ -60,11 +64,15 @@ class Convolution(nn.Module):
         values, filters = self.value(x), self.filters.astype(self.dtype)[:, None, None]
         before = self.init_state(x.shape[0], 0, 0) if state is None else state
         oldest_first = (before.count + jnp.arange(reach)) % reach
-        line = jnp.concatenate([before.values[:, oldest_first], values[:, :n]], axis=1)  # remembered token i at i + reach
+        line = jnp.concatenate(
+            [before.values[:, oldest_first], values[:, :n]], axis=1
+        )  # remembered token i at i + reach
         mixed = sum(filters[j] * line[:, reach - j : reach - j + n] for j in range(self.width))
         if n < x.shape[1]:
             earlier = (tokens.step[:, None, :n] <= tokens.step[:, n:, None]).sum(axis=-1)  # [B or 1, queries]
-            asked = filters[0] * values[:, n:] + sum(filters[j] * take(line, earlier + reach - j) for j in range(1, self.width))
+            asked = filters[0] * values[:, n:] + sum(
+                filters[j] * take(line, earlier + reach - j) for j in range(1, self.width)
+            )
             mixed = jnp.concatenate([mixed, asked], axis=1)
         out = self.out(mixed * nn.silu(self.gate(x)))
         return out, None if state is None else _push(state, values[:, :n])
@@ -74,5 +82,7 @@ def _push(ring: Ring, values: Array) -> Ring:
     reach = ring.values.shape[1]
     last = min(reach, values.shape[1])
     place = (ring.count + values.shape[1] - last + jnp.arange(last)) % reach
-    kept = ring.values.at[:, place].set(values[:, values.shape[1] - last :].astype(ring.values.dtype), unique_indices=True)
+    kept = ring.values.at[:, place].set(
+        values[:, values.shape[1] - last :].astype(ring.values.dtype), unique_indices=True
+    )
     return Ring(kept, ring.count + values.shape[1])

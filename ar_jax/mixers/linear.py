@@ -52,7 +52,9 @@ class Linear(nn.Module):
     def dims(self) -> tuple[int, int]:
         """Heads and the width of a head."""
         if self.num_heads < 1 or (self.head_dim is None and self.embed_dim % self.num_heads):
-            raise UsageError(f"num_heads={self.num_heads} does not divide embed_dim={self.embed_dim}; set head_dim or another num_heads.")
+            raise UsageError(
+                f"num_heads={self.num_heads} does not divide embed_dim={self.embed_dim}; set head_dim or another num_heads."
+            )
         return self.num_heads, self.head_dim or self.embed_dim // self.num_heads
 
     def setup(self) -> None:
@@ -91,7 +93,13 @@ class Linear(nn.Module):
         if self.normalize:
             v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
         out, after = linear_attention(
-            q, k, v, log_decay=log_decay, initial_state=state, chunk_size=self.chunk_size, implementation=self.implementation
+            q,
+            k,
+            v,
+            log_decay=log_decay,
+            initial_state=state,
+            chunk_size=self.chunk_size,
+            implementation=self.implementation,
         )
         if self.normalize:
             out = out[..., :-1] / jnp.where(jnp.abs(out[..., -1:]) < 1e-6, 1e-6, out[..., -1:])

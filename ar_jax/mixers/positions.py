@@ -44,7 +44,9 @@ class RelativeBias(nn.Module):
     def __call__(self, query_position: Array, key_position: Array) -> Array:
         """[B or 1, T, D] and [B or 1, S, D] to [B or 1, N, T, S]."""
         num_axes, reach = query_position.shape[-1], self.max_distance
-        table = self.param("table", nn.initializers.normal(0.02), (num_axes, 2 * reach + 2, self.num_heads), self.param_dtype)
+        table = self.param(
+            "table", nn.initializers.normal(0.02), (num_axes, 2 * reach + 2, self.num_heads), self.param_dtype
+        )
         distance = query_position[:, :, None, :] - key_position[:, None, :, :]
         placed = (query_position[:, :, None, :] >= 0) & (key_position[:, None, :, :] >= 0)
         index = jnp.where(placed, jnp.clip(distance, -reach, reach) + reach, 2 * reach + 1)  # [B, T, S, D]

@@ -85,13 +85,17 @@ class Softmax(nn.Module):
         """Query heads, key heads and the width of a head."""
         if self.num_heads < 1 or (self.head_dim is None and self.embed_dim % self.num_heads):
             divisors = [d for d in range(1, self.embed_dim + 1) if self.embed_dim % d == 0]
-            raise UsageError(f"num_heads={self.num_heads} does not divide embed_dim={self.embed_dim}; use one of {divisors}, or set head_dim.")
+            raise UsageError(
+                f"num_heads={self.num_heads} does not divide embed_dim={self.embed_dim}; use one of {divisors}, or set head_dim."
+            )
         shared = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
         if shared < 1 or self.num_heads % shared:
             raise UsageError(f"num_kv_heads={shared} does not divide num_heads={self.num_heads}.")
         head_dim = self.head_dim or self.embed_dim // self.num_heads
         if self.rope_base and head_dim % 2:
-            raise UsageError(f"the rotary embedding turns pairs, but head_dim={head_dim} is odd; set rope_base=0 or an even head_dim.")
+            raise UsageError(
+                f"the rotary embedding turns pairs, but head_dim={head_dim} is odd; set rope_base=0 or an even head_dim."
+            )
         return self.num_heads, shared, head_dim
 
     def setup(self) -> None:
@@ -114,7 +118,9 @@ class Softmax(nn.Module):
         entries = jnp.zeros((batch_size, size, shared, head_dim), self.dtype)
         position = jnp.zeros((batch_size, size, self.position_axes if self.bias_distance else 0), jnp.int32)
         # Two arrays, not one twice: a sampler donates its state, and a buffer can be donated only once.
-        return Cache(entries, jnp.zeros_like(entries), jnp.full((batch_size, size), UNSEEN), position, jnp.zeros((), jnp.int32))
+        return Cache(
+            entries, jnp.zeros_like(entries), jnp.full((batch_size, size), UNSEEN), position, jnp.zeros((), jnp.int32)
+        )
 
     def __call__(self, x: Array, tokens: Tokens, state: Cache | None = None) -> tuple[Array, Cache | None]:
         """See Mixer."""
@@ -132,7 +138,14 @@ class Softmax(nn.Module):
             readable = state = state.append(new)
         bias = self.bias(tokens.position, readable.position) if self.bias_distance else None
         out = step_attention(
-            q, readable.k, readable.v, tokens.step, readable.step, window=self.window or None, bias=bias, implementation=self.implementation
+            q,
+            readable.k,
+            readable.v,
+            tokens.step,
+            readable.step,
+            window=self.window or None,
+            bias=bias,
+            implementation=self.implementation,
         )
         return self.out(merge_heads(out)), state
 
@@ -145,8 +158,18 @@ class Softmax(nn.Module):
             k = self.key_norm(k)
         if self.rope_base:
             k = rotate(k, position, self.rope_base)
-        return Cache(k, split_heads(self.value(x), self.dims[1]), step, position if self.bias_distance else position[..., :0], jnp.zeros((), jnp.int32))
+        return Cache(
+            k,
+            split_heads(self.value(x), self.dims[1]),
+            step,
+            position if self.bias_distance else position[..., :0],
+            jnp.zeros((), jnp.int32),
+        )
 
 
 def _join(old: Array, new: Array) -> Array:
-    return old if old.ndim == 0 else jnp.concatenate([old, jnp.broadcast_to(new, (old.shape[0], *new.shape[1:])).astype(old.dtype)], axis=1)
+    return (
+        old
+        if old.ndim == 0
+        else jnp.concatenate([old, jnp.broadcast_to(new, (old.shape[0], *new.shape[1:])).astype(old.dtype)], axis=1)
+    )

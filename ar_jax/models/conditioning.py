@@ -49,8 +49,18 @@ class ClassCondition(nn.Module):
     @nn.compact
     def __call__(self, condition: Array | None, drop: Array) -> Array:
         """See Conditioner; the condition is int32 [B]."""
-        table = nn.Embed(self.num_classes + 1, self.embed_dim, embedding_init=nn.initializers.normal(0.02), param_dtype=self.param_dtype, name="embed")
-        labels = jnp.full(drop.shape, self.num_classes) if condition is None else jnp.where(drop, self.num_classes, condition)
+        table = nn.Embed(
+            self.num_classes + 1,
+            self.embed_dim,
+            embedding_init=nn.initializers.normal(0.02),
+            param_dtype=self.param_dtype,
+            name="embed",
+        )
+        labels = (
+            jnp.full(drop.shape, self.num_classes)
+            if condition is None
+            else jnp.where(drop, self.num_classes, condition)
+        )
         return table(labels)[:, None]
 
 

@@ -37,10 +37,14 @@ def mixer_pattern(config: Mapping[str, Any], **given: Any) -> tuple[MakeMixer, .
     own = {k: v for k, v in config.items() if isinstance(v, Mapping)}
     kinds: list[str] = []
     for term in str(config.get("kind", "")).split(":"):
-        count, kind = re.fullmatch(r"\s*(\d*)\s*(\S*)\s*", term).groups() if re.fullmatch(r"\s*(\d*)\s*(\S*)\s*", term) else ("", term)
+        count, kind = re.fullmatch(r"\s*(\d*)\s*(.*?)\s*", term, re.DOTALL).groups()  # type: ignore[union-attr]  # matches anything
         kinds += [kind] * int(count or 1)
+    if not kinds:
+        raise UsageError(
+            f"config.model.mixer.kind={config.get('kind')!r} names no mixer; use one of {', '.join(MIXERS)}."
+        )
     for name in own:
-        choose(MIXERS, name, "model.mixer")
+        choose(MIXERS, name, "model.mixer.kind")
     options = [{"kind": kind} | shared | dict(own.get(kind, {})) for kind in kinds]
     makers = [functools.partial(build, MIXERS, option, "model.mixer", **given) for option in options]
     for make in makers:
@@ -89,12 +93,18 @@ class Block(nn.Module):
         self.dropout = Dropout(self.dropout_rate)
 
     @nn.compact
-    def __call__(self, x: Array, tokens: Tokens, vector: Array | None, state: State | None, deterministic: bool) -> tuple[Array, State | None]:
+    def __call__(
+        self, x: Array, tokens: Tokens, vector: Array | None, state: State | None, deterministic: bool
+    ) -> tuple[Array, State | None]:
         """x [B, T, D], vector [B, D] to x [B, T, D] and the mixer's state."""
-        if self.adaln:
+        if self.adaln and vector is not None:
             zeros = nn.initializers.zeros  # every block starts as the identity
-            modulation = nn.Dense(6 * x.shape[-1], kernel_init=zeros, dtype=self.dtype, param_dtype=self.param_dtype, name="modulation")
-            shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = jnp.split(modulation(nn.silu(vector))[:, None], 6, axis=-1)
+            modulation = nn.Dense(
+                6 * x.shape[-1], kernel_init=zeros, dtype=self.dtype, param_dtype=self.param_dtype, name="modulation"
+            )
+            shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = jnp.split(
+                modulation(nn.silu(vector))[:, None], 6, axis=-1
+            )
         else:
             shift_1 = scale_1 = shift_2 = scale_2 = jnp.zeros((1, 1, 1), x.dtype)
             gate_1 = gate_2 = jnp.ones((1, 1, 1), x.dtype)
@@ -111,7 +121,9 @@ class Repeat(nn.Module):
     deterministic: bool
 
     @nn.compact
-    def __call__(self, x: Array, state: State | None, tokens: Tokens, vector: Array | None) -> tuple[Array, State | None]:
+    def __call__(
+        self, x: Array, state: State | None, tokens: Tokens, vector: Array | None
+    ) -> tuple[Array, State | None]:
         """The scan's carry is x, what it scans over is the state."""
         after = []
         for i, make in enumerate(self.blocks):
@@ -147,7 +159,9 @@ class Decoder(nn.Module):
     def num_repeats(self) -> int:
         """How often the pattern fits the layers."""
         if self.num_layers < 1 or self.num_layers % len(self.mixers):
-            raise UsageError(f"config.model.num_layers={self.num_layers} must be a multiple of the {len(self.mixers)} layers of the mixer pattern.")
+            raise UsageError(
+                f"config.model.num_layers={self.num_layers} must be a multiple of the mixer pattern's {len(self.mixers)}."
+            )
         return self.num_layers // len(self.mixers)
 
     @nn.nowrap
@@ -158,7 +172,12 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, tokens: Tokens, vector: Array | None = None, state: State | None = None, deterministic: bool = True
+        self,
+        x: Array,
+        tokens: Tokens,
+        vector: Array | None = None,
+        state: State | None = None,
+        deterministic: bool = True,
     ) -> tuple[Array, State | None]:
         """Hidden vectors after the final norm.
 
@@ -173,7 +192,16 @@ class Decoder(nn.Module):
           [B, T, D], and the state after these tokens (None if none was given).
         """
         hidden = self.mlp_dim or (round(self.embed_dim * 8 / 3 / 8) * 8 if self.gated else 4 * self.embed_dim)
-        options = (hidden, self.norm, self.activation, self.gated, self.adaln, self.dropout_rate, self.dtype, self.param_dtype)
+        options = (
+            hidden,
+            self.norm,
+            self.activation,
+            self.gated,
+            self.adaln,
+            self.dropout_rate,
+            self.dtype,
+            self.param_dtype,
+        )
         blocks = tuple(functools.partial(Block, make, *options) for make in self.mixers)
         body = nn.remat(Repeat, prevent_cse=False) if self.remat else Repeat
         scan = nn.scan(

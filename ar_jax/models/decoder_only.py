@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ar_jax.config import UsageError, check_keys, choose
+from ar_jax.config import UsageError, choose
 from ar_jax.models.decoder import ACTIVATIONS, NORMS, Decoder, mixer_pattern
 from ar_jax.models.generator import Generator
 
@@ -65,14 +65,18 @@ def decoder_only(
     """
     choose(NORMS, norm, "model.norm"), choose(ACTIVATIONS, activation, "model.activation")
     if conditioning not in CONDITIONING:
-        raise UsageError(f"config.model.conditioning={conditioning!r} is unknown; use one of {', '.join(CONDITIONING)}.")
+        raise UsageError(
+            f"config.model.conditioning={conditioning!r} is unknown; use one of {', '.join(CONDITIONING)}."
+        )
     for key, value in (("embed_dim", embed_dim), ("num_layers", num_layers)):
         if value < 1:
             raise UsageError(f"config.model.{key}={value} must be at least 1.")
     if not 0 <= dropout_rate < 1:
         raise UsageError(f"config.model.dropout_rate={dropout_rate} must lie in [0, 1).")
-    types = {"dtype": DTYPES.get(dtype), "param_dtype": DTYPES.get(param_dtype)}
-    check_keys({name: None for name in (dtype, param_dtype)}, DTYPES, "model.dtype")
+    types: dict[str, Any] = {
+        "dtype": choose(DTYPES, dtype, "model.dtype"),
+        "param_dtype": choose(DTYPES, param_dtype, "model.param_dtype"),
+    }
     fields = {"embed_dim": embed_dim, "position_axes": len(position[0])} | types
     decoder = Decoder(
         mixer_pattern(mixer or {"kind": "softmax"}, **fields),

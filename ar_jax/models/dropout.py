@@ -11,7 +11,7 @@ from jax import Array
 class Dropout(nn.Module):
     """Zeroes elements with probability `rate`, rounded to a multiple of 1/256, and scales the others so that the mean stays.
 
-    Linen's own draws 32 random bits an element; on CPUs they take a sixth of a small model's training step, these a quarter of that.
+    Linen's own draws 32 random bits an element, which on CPUs is a sixth of a small model's training step.
     """
 
     rate: float

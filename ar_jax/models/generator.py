@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -59,17 +60,19 @@ class Generator(nn.Module):
 
     def setup(self) -> None:
         """Embeddings of values and places."""
-        options = {"param_dtype": self.param_dtype, "dtype": self.dtype}
         small = nn.initializers.normal(0.02)
+        embed = functools.partial(
+            nn.Embed, features=self.embed_dim, embedding_init=small, dtype=self.dtype, param_dtype=self.param_dtype
+        )
         if self.vocab_size:
-            self.value_embed = nn.Embed(self.vocab_size, self.embed_dim, embedding_init=small, **options)
+            self.value_embed: Any = embed(self.vocab_size)
         else:
-            self.value_embed = nn.Dense(self.embed_dim, **options)
+            self.value_embed = nn.Dense(self.embed_dim, dtype=self.dtype, param_dtype=self.param_dtype)
         self.blank = self.param("blank", small, (1, 1, self.embed_dim), self.param_dtype)
         if self.learned_positions:
-            self.position_embed = nn.Embed(len(self.position), self.embed_dim, embedding_init=small, **options)
+            self.position_embed = embed(len(self.position))
         if self.target_positions:
-            self.target_embed = nn.Embed(len(self.position), self.embed_dim, embedding_init=small, **options)
+            self.target_embed = embed(len(self.position))
         self.dropout = Dropout(self.dropout_rate)
 
     def __call__(
@@ -97,13 +100,17 @@ class Generator(nn.Module):
         source, place, target = (jnp.atleast_2d(jnp.asarray(a)) for a in (chunk.source, chunk.place, chunk.target))
 
         def slot_of(rank: Array) -> Array:
-            return jnp.take_along_axis(slots, jnp.broadcast_to(jnp.maximum(rank, 0), (len(slots), rank.shape[1])), axis=1)
+            return jnp.take_along_axis(
+                slots, jnp.broadcast_to(jnp.maximum(rank, 0), (len(slots), rank.shape[1])), axis=1
+            )
 
         def where(code: Array, a: Array, b: Array | float) -> Array:
             return jnp.where((code >= 0)[..., None], a, b)
 
         value = self.value_embed(take(values, slot_of(source)))
-        without = jnp.where((source == BLANK)[..., None], self.blank.astype(self.dtype), take(prefix, jnp.maximum(-2 - source, 0)))
+        without = jnp.where(
+            (source == BLANK)[..., None], self.blank.astype(self.dtype), take(prefix, jnp.maximum(-2 - source, 0))
+        )
         x = where(source, value, without)
         if self.learned_positions:
             x += where(place, self.position_embed(slot_of(place)), 0)
@@ -112,7 +119,9 @@ class Generator(nn.Module):
         position = where(place, jnp.asarray(np.asarray(self.position, np.int32))[slot_of(place)], -1)
         return x, Tokens(jnp.atleast_2d(jnp.asarray(chunk.step)), position, chunk.num_remembered)
 
-    def loss(self, hidden: Array, target: Array, key: Array, label_smoothing: float = 0.0, z_loss: float = 0.0) -> Array:
+    def loss(
+        self, hidden: Array, target: Array, key: Array, label_smoothing: float = 0.0, z_loss: float = 0.0
+    ) -> Array:
         """The head's loss, [B, T]."""
         return self.head.loss(hidden, target, key, label_smoothing=label_smoothing, z_loss=z_loss)
 
@@ -124,7 +133,7 @@ class Generator(nn.Module):
         """The head's log-likelihood in nats, [B, T]."""
         return self.head.log_prob(hidden, target)
 
-    def sample(self, hidden: Array, key: Array, *args: object) -> Array:
+    def sample(self, hidden: Array, key: Array, *args: Any) -> Array:
         """The head's draw, [B, T]; see `Head.sample`."""
         return self.head.sample(hidden, key, *args)
 

@@ -40,7 +40,9 @@ class Masked:
         """Refuses an unknown schedule."""
         choose(SCHEDULES, self.schedule, "objective.schedule")
 
-    def __call__(self, model: Autoregressive, params: Params, values: Array, condition: Array | None, key: Array, progress: Array) -> Loss:
+    def __call__(
+        self, model: Autoregressive, params: Params, values: Array, condition: Array | None, key: Array, progress: Array
+    ) -> Loss:
         """See Objective."""
         context_key, mask_key, dropout_key, loss_key = jax.random.split(key, 4)
         batch, length = len(values), model.order.length
@@ -48,7 +50,7 @@ class Masked:
         unknown = SCHEDULES[self.schedule](jax.random.uniform(mask_key, (batch,)))
         known = jnp.clip(jnp.floor(length * (1 - unknown)), 0, length - 1).astype(jnp.int32)
         chunk = masked_chunk(length, model.num_prefix, known)
-        hidden, target = teacher_forced(model.generator, chunk, params, values, context, dropout_key)
-        loss = model.generator.apply(params, hidden, target, loss_key, self.label_smoothing, self.z_loss, method="loss")
+        hidden, target = teacher_forced(model, chunk, params, values, context, dropout_key)
+        loss = model.ask(params, "loss", hidden, target, loss_key, self.label_smoothing, self.z_loss)
         asked = (jnp.arange(length)[None] >= known[:, None]).astype(loss.dtype)
         return (loss * asked).sum() / asked.sum(), {"masked_fraction": asked.mean()}

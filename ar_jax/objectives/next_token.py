@@ -27,7 +27,9 @@ class NextToken:
     label_smoothing: float = 0.0
     z_loss: float = 0.0
 
-    def __call__(self, model: Autoregressive, params: Params, values: Array, condition: Array | None, key: Array, progress: Array) -> Loss:
+    def __call__(
+        self, model: Autoregressive, params: Params, values: Array, condition: Array | None, key: Array, progress: Array
+    ) -> Loss:
         """See Objective."""
         context_key, key = jax.random.split(key)
         context = model.context(context_key, len(values), condition, model.generator.condition.guidance_dropout_rate)
@@ -36,8 +38,8 @@ class NextToken:
     def in_order(self, model: Autoregressive, params: Params, values: Array, context: Context, key: Array) -> Loss:
         """The loss in the order that the context names."""
         dropout_key, loss_key = jax.random.split(key)
-        hidden, target = teacher_forced(model.generator, model.feed.parallel(), params, values, context, dropout_key)
-        loss = model.generator.apply(params, hidden, target, loss_key, self.label_smoothing, self.z_loss, method="loss")
+        hidden, target = teacher_forced(model, model.feed.parallel(), params, values, context, dropout_key)
+        loss = model.ask(params, "loss", hidden, target, loss_key, self.label_smoothing, self.z_loss)
         return loss.mean(), {}
 
 
@@ -59,13 +61,15 @@ class Permuted:
     label_smoothing: float = 0.0
     z_loss: float = 0.0
 
-    def __call__(self, model: Autoregressive, params: Params, values: Array, condition: Array | None, key: Array, progress: Array) -> Loss:
+    def __call__(
+        self, model: Autoregressive, params: Params, values: Array, condition: Array | None, key: Array, progress: Array
+    ) -> Loss:
         """See Objective."""
         context_key, shuffle_key, pick_key, key = jax.random.split(key, 4)
         context = model.context(context_key, len(values), condition, model.generator.condition.guidance_dropout_rate)
         rate = jnp.clip((self.anneal_end - progress) / max(self.anneal_end - self.anneal_start, 1e-6), 0.0, 1.0)
         shuffled = shuffled_slots(shuffle_key, len(values), model.order.length)
         pick = jax.random.bernoulli(pick_key, rate, (len(values), 1))
-        context = context.replace(slots=jnp.where(pick, shuffled, context.slots))
+        context = dataclasses.replace(context, slots=jnp.where(pick, shuffled, context.slots))
         loss, metrics = NextToken(self.label_smoothing, self.z_loss).in_order(model, params, values, context, key)
         return loss, metrics | {"shuffled_fraction": rate}

@@ -15,7 +15,9 @@ Loss = tuple[Array, dict[str, Array]]
 class Objective(Protocol):
     """What is trained. Pure and traceable."""
 
-    def __call__(self, model: Autoregressive, params: Params, values: Array, condition: Array | None, key: Array, progress: Array) -> Loss:
+    def __call__(
+        self, model: Autoregressive, params: Params, values: Array, condition: Array | None, key: Array, progress: Array
+    ) -> Loss:
         """The mean loss per token, a float32 scalar, and further scalars by name.
 
         Args:

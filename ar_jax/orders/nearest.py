@@ -26,4 +26,6 @@ def nearest(layout: Layout, start: int | Sequence[int] = 0, parallel: bool = Tru
     if not all(0 <= s < n for s, n in zip(first, grid, strict=True)):
         raise UsageError(f"config.order.start={first} lies outside the grid {grid}.")
     distance = np.abs(coordinates(layout) - np.asarray(first)).sum(axis=1)
-    return together(distance, layout) if parallel else one_by_one(lexicographic(distance, *coordinates(layout).T), layout)
+    return (
+        together(distance, layout) if parallel else one_by_one(lexicographic(distance, *coordinates(layout).T), layout)
+    )

@@ -15,7 +15,9 @@ def next_scale(layout: Layout) -> Order:
       UsageError: the tokenizer gives one grid only.
     """
     if len(layout) < 2:
-        raise UsageError("order 'next_scale' needs a tokenizer with several scales, such as 'pixel_pyramid'; for one grid use order 'subsample'.")
+        raise UsageError(
+            "order 'next_scale' needs a tokenizer with several scales, such as 'pixel_pyramid'; for one grid use order 'subsample'."
+        )
     return together(coordinates(layout)[:, 0], layout)
 
 

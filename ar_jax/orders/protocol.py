@@ -12,7 +12,9 @@ import numpy as np
 from ar_jax.config import UsageError
 
 Grid = tuple[int, ...]
-Layout = tuple[Grid, ...]  # one grid, or one per scale from coarse to fine; slots are numbered grid by grid, each in raster order
+Layout = tuple[
+    Grid, ...
+]  # one grid, or one per scale from coarse to fine; slots are numbered grid by grid, each in raster order
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,7 +93,9 @@ def _cells(grid: Grid) -> np.ndarray:
 def one_grid(layout: Layout, kind: str) -> Grid:
     """The layout's only grid; an order that walks one grid refuses a pyramid of them."""
     if len(layout) != 1:
-        raise UsageError(f"order {kind!r} walks one grid, but the tokenizer gives {len(layout)}; use order 'next_scale' or a tokenizer with one grid.")
+        raise UsageError(
+            f"order {kind!r} walks one grid, but the tokenizer gives {len(layout)}; use order 'next_scale' or one grid."
+        )
     return layout[0]
 
 

@@ -1,0 +1,1 @@
+"""Sampling: one compiled loop for every order, its guidance, and exact likelihoods."""

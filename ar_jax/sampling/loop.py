@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -75,23 +76,24 @@ def generate(
     Returns:
       [B, L] int32 or [B, L, C] float32 tokens on their slots.
     """
-    generator, feed, batch = model.generator, model.feed, len(context.slots)
+    feed, batch = model.feed, len(context.slots)
     fed = context if guidance_scales is None else both_branches(context)
-    state = generator.decoder.init_state(len(fed.slots), feed.max_len, feed.max_step_len) if feed.remembers else None
+    state = (
+        model.generator.decoder.init_state(len(fed.slots), feed.max_len, feed.max_step_len) if feed.remembers else None
+    )
     values = model.empty_values(batch)
-    values = values if given is None else jnp.where(_over(given.mask, values), given.values.astype(values.dtype), values)
+    values = (
+        values if given is None else jnp.where(_over(given.mask, values), given.values.astype(values.dtype), values)
+    )
 
     def body(carry: tuple[Array, State], step: Array, chunk: Chunk, asked: np.ndarray) -> tuple[Array, State]:
         values, state = carry
         seen = values if guidance_scales is None else jnp.concatenate([values, values])
-        hidden, state = generator.apply(params, seen, fed, chunk, state)
+        hidden, state = model.read(params, seen, fed, chunk, state)
         hidden = hidden[:, asked]
         draw_key = jax.random.fold_in(key, step)
-        if guidance_scales is None:
-            drawn = generator.apply(params, hidden, draw_key, settings, method="sample")
-        else:
-            guided = (settings, hidden[batch:], guidance_scales[step])
-            drawn = generator.apply(params, hidden[:batch], draw_key, *guided, method="sample")
+        guided = () if guidance_scales is None else (hidden[batch:], guidance_scales[step])
+        drawn = model.ask(params, "sample", hidden[:batch], draw_key, settings, *guided)
         slots = context.slots[:, chunk.target[asked]]  # [B, n]
         if given is not None:
             drawn = jnp.where(_over(take(given.mask, slots), drawn), take(values, slots), drawn)
@@ -103,7 +105,7 @@ def generate(
 def both_branches(context: Context) -> Context:
     """The batch twice: with its condition, then without."""
     twice = jax.tree.map(lambda a: jnp.concatenate([a, a]), context)
-    return twice.replace(drop=jnp.concatenate([context.drop, jnp.ones_like(context.drop)]))
+    return dataclasses.replace(twice, drop=jnp.concatenate([context.drop, jnp.ones_like(context.drop)]))
 
 
 def _over(mask: Array, values: Array) -> Array:

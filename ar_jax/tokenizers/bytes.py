@@ -29,7 +29,9 @@ class Bytes:
     def __post_init__(self) -> None:
         """Checks the options before anything is traced."""
         if len(self.shape) != 1:
-            raise UsageError(f"tokenizer 'bytes' takes text [length], but the data has shape {self.shape}; use tokenizer 'pixels' for images.")
+            raise UsageError(
+                f"tokenizer 'bytes' takes text [length], but the data has shape {self.shape}; use tokenizer 'pixels' for images."
+            )
 
     @property
     def layout(self) -> Layout:
@@ -52,3 +54,7 @@ class Bytes:
     def decode(self, params: Params, tokens: Array) -> Array:
         """[B, length] int32 to uint8."""
         return tokens.astype(jnp.uint8)
+
+    def preview(self, params: Params, tokens: Array, known: Array) -> Array:
+        """See Tokenizer; blanks are spaces."""
+        return jnp.where(known, tokens, ord(" ")).astype(jnp.uint8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -29,8 +30,15 @@ class Patches:
 
     def __post_init__(self) -> None:
         """Checks the options before anything is traced."""
-        if len(self.shape) != 3 or self.patch_size < 1 or self.shape[0] % self.patch_size or self.shape[1] % self.patch_size:
-            raise UsageError(f"config.tokenizer.patch_size={self.patch_size} must divide the sides of the images, {self.shape}.")
+        if (
+            len(self.shape) != 3
+            or self.patch_size < 1
+            or self.shape[0] % self.patch_size
+            or self.shape[1] % self.patch_size
+        ):
+            raise UsageError(
+                f"config.tokenizer.patch_size={self.patch_size} must divide the sides of the images, {self.shape}."
+            )
 
     @property
     def channels(self) -> int:
@@ -60,3 +68,7 @@ class Patches:
         """[B, patches, channels] to [B, H, W, C]."""
         (rows, cols), p = self.layout[0], self.patch_size
         return tokens.reshape(-1, rows, cols, p, p, self.shape[2]).swapaxes(2, 3).reshape(-1, *self.shape)
+
+    def preview(self, params: Params, tokens: Array, known: Array) -> Array:
+        """See Tokenizer; blanks are grey."""
+        return self.decode(params, jnp.where(known[..., None], tokens, 0.0))

@@ -34,9 +34,13 @@ class Pixels:
     def __post_init__(self) -> None:
         """Checks the options before anything is traced."""
         if len(self.shape) != 3:
-            raise UsageError(f"tokenizer 'pixels' takes images [H, W, C], but the data has shape {self.shape}; use tokenizer 'bytes' for text.")
+            raise UsageError(
+                f"tokenizer 'pixels' takes images [H, W, C], but the data has shape {self.shape}; use tokenizer 'bytes' for text."
+            )
         if self.vocab_size < 2:
-            raise UsageError(f"config.tokenizer.levels={self.levels} must be at least 2, or 0 for the data's {self.data_levels}.")
+            raise UsageError(
+                f"config.tokenizer.levels={self.levels} must be at least 2, or 0 for the data's {self.data_levels}."
+            )
 
     @property
     def vocab_size(self) -> int:
@@ -65,6 +69,10 @@ class Pixels:
         """[B, H W C] to [B, H, W, C] in [-1, 1]."""
         return dequantize(tokens, self.vocab_size).reshape(-1, *self.shape)
 
+    def preview(self, params: Params, tokens: Array, known: Array) -> Array:
+        """See Tokenizer; blanks are grey."""
+        return jnp.where(known, dequantize(tokens, self.vocab_size), 0.0).reshape(-1, *self.shape)
+
 
 @dataclasses.dataclass(frozen=True)
 class PixelPyramid:
@@ -90,8 +98,16 @@ class PixelPyramid:
     def __post_init__(self) -> None:
         """Checks the options before anything is traced."""
         sides = tuple(self.sides)
-        if len(self.shape) != 3 or self.shape[0] != self.shape[1] or sides[-1] != self.shape[0] or list(sides) != sorted(set(sides)) or sides[0] < 1:
-            raise UsageError(f"config.tokenizer.sides={sides} must rise to the side of a square image, but the data has shape {self.shape}.")
+        if (
+            len(self.shape) != 3
+            or self.shape[0] != self.shape[1]
+            or sides[-1] != self.shape[0]
+            or list(sides) != sorted(set(sides))
+            or sides[0] < 1
+        ):
+            raise UsageError(
+                f"config.tokenizer.sides={sides} must rise to the side of a square image, but the data has shape {self.shape}."
+            )
 
     @property
     def vocab_size(self) -> int:
@@ -125,6 +141,17 @@ class PixelPyramid:
     def decode(self, params: Params, tokens: Array) -> Array:
         """The finest grid alone is the image, [B, H, W, C]."""
         return dequantize(tokens[:, -self.num_dims :], self.vocab_size).reshape(-1, *self.shape)
+
+    def preview(self, params: Params, tokens: Array, known: Array) -> Array:
+        """See Tokenizer; the finest known cell that covers a pixel is shown, grey where there is none."""
+        values, shown, start = dequantize(tokens, self.vocab_size), jnp.zeros((len(tokens), *self.shape)), 0
+        for side, grid in zip(self.sides, self.layout, strict=True):
+            size = int(np.prod(grid))
+            value, seen = (a[:, start : start + size].reshape(-1, side, side, self.shape[2]) for a in (values, known))
+            cover = np.arange(self.shape[0]) * side // self.shape[0]
+            shown = jnp.where(seen[:, cover][:, :, cover], value[:, cover][:, :, cover], shown)
+            start += size
+        return shown
 
 
 def quantize(values: Array, levels: int) -> Array:

@@ -33,3 +33,5 @@ class Tokenizer(Protocol):
     def decode(self, params: Params, tokens: Array) -> Array:
         """Tokens to data [B, ...]."""
 
+    def preview(self, params: Params, tokens: Array, known: Array) -> Array:
+        """Data [B, ...] of which only the tokens where known [B, L] is true have been generated; the rest is blank."""

@@ -68,10 +68,16 @@ class Recorder:
         self._batch_size = batch_size
         self._last = (start, time.monotonic())
 
-    def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes the metrics of one step, each step once, and the speed since the one before."""
+    def metrics(self, step: int, metrics: Mapping[str, float], asked: float | None = None) -> None:
+        """Writes the metrics of one step, each step once, and the speed since the one before.
+
+        Args:
+          step: the step.
+          metrics: by name.
+          asked: when devices were asked for it (`time.monotonic`); metrics are read later, several steps at once.
+        """
         last_step, last_time = self._last
-        self._last = (step, time.monotonic())
+        self._last = (step, time.monotonic() if asked is None else asked)
         seconds = max(self._last[1] - last_time, 1e-9)
         rates = {"examples_per_second": (step - last_step) * self._batch_size / seconds}
         line = {"step": step, **metrics, **rates}

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,10 @@ class _Run:
     termination: Termination
     evaluate: Evaluate | None
     sample: Sample | None
-    # Metrics that devices may still be computing, with their step and its evaluation.
-    pending: collections.deque[tuple[int, Any, dict[str, float]]] = dataclasses.field(default_factory=collections.deque)
+    # Metrics that devices may still be computing, with their step, when it was asked for, and its evaluation.
+    pending: collections.deque[tuple[int, float, Any, dict[str, float]]] = dataclasses.field(
+        default_factory=collections.deque
+    )
 
 
 def fit(
@@ -63,6 +66,7 @@ def fit(
     evaluate: Evaluate | None = None,
     sample: Sample | None = None,
     describe: Mapping[str, Any] | None = None,
+    prepare: Callable[[Path], None] | None = None,
 ) -> TrainState:
     """Trains a task to the end of its run, from wherever the run in `workdir` stands.
 
@@ -79,6 +83,7 @@ def fit(
       evaluate: metrics by name of (averaged) parameters after a step.
       sample: a picture [H, W, 3] uint8 of samples, or None, likewise.
       describe: further lines for what is said at the start, by name.
+      prepare: is called with the directory as soon as it is this run's own, before anything is read or compiled.
 
     Returns: the state after the last step.
 
@@ -91,6 +96,8 @@ def fit(
     saving = options(CheckpointOptions, config, "checkpoint")
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(claim(workdir, config))
+        if prepare is not None and jax.process_index() == 0:
+            prepare(directory)
         termination = stack.enter_context(Termination())
         manager = stack.enter_context(
             contextlib.closing(checkpoints.open_manager(directory / "checkpoints", saving.keep))
@@ -164,7 +171,8 @@ def _train(run: _Run, compiled: Any, state: TrainState, batches: Iterator[Any]) 
             state, metrics = compiled(state, batch)
         last = step == num_steps
         evaluates = last or step % run.evaluate_every_steps == 0
-        run.pending.append((step, metrics, _evaluate(run, state, step) if evaluates else {}))
+        asked = time.monotonic()
+        run.pending.append((step, asked, metrics, _evaluate(run, state, step) if evaluates else {}))
         saves = last or run.termination.requested or step % run.checkpoint_every_steps == 0
         _drain(
             run, leave=0 if saves else _MAX_BEHIND
@@ -213,11 +221,11 @@ def _evaluate(run: _Run, state: TrainState, step: int) -> dict[str, float]:
 def _drain(run: _Run, leave: int) -> None:
     """Reads the metrics of all steps but the newest `leave`, and notes those that are due."""
     while len(run.pending) > leave:
-        step, on_device, evaluation = run.pending.popleft()
+        step, asked, on_device, evaluation = run.pending.popleft()
         metrics = {name: value.item() for name, value in jax.device_get(on_device).items()}
         skipped = metrics.pop("skipped")
         if run.recorder and (evaluation or step % run.train.log_every_steps == 0 or step == run.train.num_steps):
-            run.recorder.metrics(step, metrics | evaluation)
+            run.recorder.metrics(step, metrics | evaluation, asked)
         if skipped >= run.train.max_skipped_steps:
             raise TrainingStopped(
                 f"Loss or gradient was not finite in {skipped} steps in a row, up to step {step}; the parameters are "

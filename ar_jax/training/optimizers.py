@@ -109,7 +109,7 @@ def make_optimizer(
         parameters of that kind.
       schedule: learning rate by step.
     """
-    known = set(parameters(choose(table, config.get("kind"), "optimizer")))
+    known = set(parameters(choose(table, config.get("kind"), "optimizer.kind")))
     check_keys(config, known | {"kind", "clip_norm"}, "optimizer")
     options = {key: value for key, value in config.items() if key not in ("learning_rate", "clip_norm")}
     clip_norm = config.get("clip_norm", 1.0)

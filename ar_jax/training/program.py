@@ -157,7 +157,7 @@ def make_program(task: Task, config: Any, mesh: Mesh | None = None) -> Program:
     train = options(TrainOptions, config, "train")
     axes = dict(config.get("mesh") or {"data": -1})
     layout_name = axes.pop("layout", "replicated")
-    mesh = mesh or make_mesh(axes)
+    mesh = mesh or make_mesh(axes or {"data": -1})
     layout = choose_layout(layout_name, mesh)
     _check_batch_size(train, mesh.shape[layout["batch"]])
     schedule = build(SCHEDULES, config.schedule, "schedule", peak=_peak(config.optimizer), num_steps=train.num_steps)

@@ -53,7 +53,7 @@ def read_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
         return ml_collections.ConfigDict(json.loads(file.read_text()))
     except FileNotFoundError as error:
         raise UsageError(f"{file} does not exist; give the --workdir of a run that train.py has started.") from error
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UsageError(f"{file} cannot be read ({error}); mend it or choose another --workdir.") from error
 
 

@@ -48,6 +48,8 @@ def linear_attention(
         raise ValueError(f"log_decay {log_decay.shape} should be [{q.shape[2]}] or {list(q.shape[:3])}")
     name = implementation or "xla"
     if name not in IMPLEMENTATIONS:
-        raise ValueError(f"linear_attention has no implementation {name!r}.{nearest(name, IMPLEMENTATIONS)} Known: {', '.join(IMPLEMENTATIONS)}.")
+        raise ValueError(
+            f"linear_attention has no implementation {name!r}.{nearest(name, IMPLEMENTATIONS)} Known: {', '.join(IMPLEMENTATIONS)}."
+        )
     options = {} if name == "reference" else {"chunk_size": chunk_size}
     return IMPLEMENTATIONS[name](q, k, v, log_decay=log_decay, initial_state=initial_state, **options)

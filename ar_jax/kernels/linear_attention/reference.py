@@ -7,10 +7,14 @@ import jax.numpy as jnp
 from jax import Array
 
 
-def reference(q: Array, k: Array, v: Array, *, log_decay: Array | None = None, initial_state: Array | None = None) -> tuple[Array, Array]:
+def reference(
+    q: Array, k: Array, v: Array, *, log_decay: Array | None = None, initial_state: Array | None = None
+) -> tuple[Array, Array]:
     """See `linear_attention`."""
     batch, length, heads, dim = q.shape
-    decay = jnp.broadcast_to(jnp.float32(1.0) if log_decay is None else jnp.exp(log_decay.astype(jnp.float32)), (batch, length, heads))
+    decay = jnp.broadcast_to(
+        jnp.float32(1.0) if log_decay is None else jnp.exp(log_decay.astype(jnp.float32)), (batch, length, heads)
+    )
     start = jnp.zeros((batch, heads, dim, v.shape[-1]), jnp.float32) if initial_state is None else initial_state
 
     def token(state: Array, inputs: tuple[Array, ...]) -> tuple[Array, Array]:

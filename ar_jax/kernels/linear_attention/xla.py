@@ -8,7 +8,13 @@ from jax import Array
 
 
 def xla(
-    q: Array, k: Array, v: Array, *, log_decay: Array | None = None, initial_state: Array | None = None, chunk_size: int | None = None
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    log_decay: Array | None = None,
+    initial_state: Array | None = None,
+    chunk_size: int | None = None,
 ) -> tuple[Array, Array]:
     """See `linear_attention`.
 
@@ -18,7 +24,9 @@ def xla(
     batch, length, heads, dim = q.shape
     chunk = min(length, chunk_size or 64)
     pad = -length % chunk
-    decay = jnp.broadcast_to(jnp.float32(0.0) if log_decay is None else log_decay.astype(jnp.float32), (batch, length, heads))
+    decay = jnp.broadcast_to(
+        jnp.float32(0.0) if log_decay is None else log_decay.astype(jnp.float32), (batch, length, heads)
+    )
     start = jnp.zeros((batch, heads, dim, v.shape[-1]), jnp.float32) if initial_state is None else initial_state
 
     def split(a: Array) -> Array:

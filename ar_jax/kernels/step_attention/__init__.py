@@ -47,13 +47,24 @@ def step_attention(
     _check(q, k, v, query_step, key_step)
     name = implementation or "reference"
     if name not in IMPLEMENTATIONS:
-        raise ValueError(f"step_attention has no implementation {name!r}.{nearest(name, IMPLEMENTATIONS)} Known: {', '.join(IMPLEMENTATIONS)}.")
+        raise ValueError(
+            f"step_attention has no implementation {name!r}.{nearest(name, IMPLEMENTATIONS)} Known: {', '.join(IMPLEMENTATIONS)}."
+        )
     return IMPLEMENTATIONS[name](q, k, v, query_step, key_step, window=window, bias=bias, scale=scale)
 
 
 def _check(q: Array, k: Array, v: Array, query_step: Array, key_step: Array) -> None:
-    if q.ndim != 4 or k.ndim != 4 or k.shape[:3] != v.shape[:3] or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or q.shape[2] % k.shape[2]:
-        raise ValueError(f"q {q.shape}, k {k.shape}, v {v.shape} should be [B, T, N, H], [B, S, K, H], [B, S, K, H] with N a multiple of K")
+    if (
+        q.ndim != 4
+        or k.ndim != 4
+        or k.shape[:3] != v.shape[:3]
+        or q.shape[0] != k.shape[0]
+        or q.shape[3] != k.shape[3]
+        or q.shape[2] % k.shape[2]
+    ):
+        raise ValueError(
+            f"q {q.shape}, k {k.shape}, v {v.shape} should be [B, T, N, H], [B, S, K, H], [B, S, K, H] with N a multiple of K"
+        )
     for name, step, length in (("query_step", query_step, q.shape[1]), ("key_step", key_step, k.shape[1])):
         if step.ndim != 2 or step.shape[0] not in (1, q.shape[0]) or step.shape[1] != length or step.dtype.kind != "i":
             raise ValueError(f"{name} {step.shape} {step.dtype} should be int32 [{q.shape[0]} or 1, {length}]")

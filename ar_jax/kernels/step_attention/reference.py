@@ -28,7 +28,9 @@ def reference(
     # Heads go in front of time, and the queries that share a key head one behind the other: two plain batched products.
     q = jnp.moveaxis((q * jnp.asarray(scale, q.dtype)).reshape(batch, length, shared, group, head_dim), 1, 3)
     k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)  # [B, K, S, H]
-    logits = jnp.einsum("bkth,bksh->bkts", q.reshape(batch, shared, -1, head_dim), k, preferred_element_type=jnp.float32)
+    logits = jnp.einsum(
+        "bkth,bksh->bkts", q.reshape(batch, shared, -1, head_dim), k, preferred_element_type=jnp.float32
+    )
     if bias is not None:
         logits += bias.reshape(bias.shape[0], shared, -1, bias.shape[-1]).astype(jnp.float32)
     age = query_step[:, None, :, None] - key_step[:, None, None, :]  # [B, 1, T, S]

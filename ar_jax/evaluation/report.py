@@ -1,0 +1,128 @@
+"""What evaluation reports of a run: held-out metrics, speeds, and pictures of samples."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from ar_jax.config import UsageError
+from ar_jax.data import pipeline
+from ar_jax.data.protocol import Dataset
+from ar_jax.evaluation import pictures
+from ar_jax.evaluation.likelihood import likelihood
+from ar_jax.training.workdir import write_atomically
+
+if TYPE_CHECKING:
+    from ar_jax.run import Run
+
+MAX_CLASSES = 10  # a picture shows the first so many
+PER_CLASS = 8
+
+
+def eval_batch_size(config: Any) -> int:
+    """`config.eval.batch_size`, or 180.
+
+    Raises:
+      UsageError: it is not a positive whole number.
+    """
+    batch_size = dict(config.get("eval") or {}).get("batch_size", 180)
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise UsageError(f"config.eval.batch_size={batch_size!r} must be a whole number of at least 1.")
+    return batch_size
+
+
+def held_out(run: Run, data: Dataset) -> dict[str, float]:
+    """Metrics of the held-out examples; see `likelihood`."""
+    batches = pipeline.test_batches(data, min(eval_batch_size(run.config), len(data.test)))
+    return likelihood(run.system, run.compiled.log_prob, run.params, batches, run.config["seed"])
+
+
+def labels_of(run: Run, per_class: int) -> np.ndarray | None:
+    """`per_class` labels of each class that a picture shows, or None where samples have no class."""
+    if not hasattr(run.system.model.generator.condition, "num_classes"):
+        return None
+    return np.repeat(np.arange(min(run.system.facts.num_classes, MAX_CLASSES)), per_class)
+
+
+def draw_samples(run: Run) -> tuple[list[tuple[str, np.ndarray]], np.ndarray]:
+    """Samples in labelled rows of PER_CLASS, and the tokens of all."""
+    labels = labels_of(run, PER_CLASS)
+    tokens = run.sample_tokens(labels, None if labels is not None else 8 * PER_CLASS, seed=run.config["seed"])
+    data = np.asarray(run.system.tokenizer.decode({}, jnp.asarray(tokens)))
+    shown = [""] * 8 if labels is None else [run.system.facts.label_names[i] for i in labels[::PER_CLASS]]
+    return list(zip(shown, data.reshape(len(shown), PER_CLASS, *data.shape[1:]), strict=True)), tokens
+
+
+def sample_grid(run: Run) -> np.ndarray | None:
+    """A labelled picture of samples, uint8 [H, W, 3]; None for text."""
+    return pictures.grid(draw_samples(run)[0], f"step {run.step}") if run.system.facts.modality == "image" else None
+
+
+def growing(run: Run, label: int | None = None, frames: int = 12, seed: int = 0) -> list[tuple[int, np.ndarray]]:
+    """One sample as it grows in its order, blank where nothing is known yet.
+
+    Args:
+      run: what is sampled from.
+      label: its class; None for no condition.
+      frames: at most so many steps are shown, evenly chosen, the last among them.
+      seed: of the sample.
+
+    Returns:
+      Pairs of the number of steps done and the data after them, [H, W, C] or [length].
+    """
+    system, order = run.system, run.system.model.order
+    tokens = run.sample_tokens(None if label is None else [label], 1 if label is None else None, seed)
+    slots = np.asarray(order.slots(jax.random.split(jax.random.key(seed))[0], 1))[0]
+    ends = np.cumsum(order.sizes)
+    steps = np.unique(np.linspace(1, len(ends), min(frames, len(ends))).round().astype(int))
+    known = np.zeros((len(steps), order.length), bool)
+    for row, step in enumerate(steps):
+        known[row, slots[: ends[step - 1]]] = True
+    data = system.tokenizer.preview({}, jnp.repeat(jnp.asarray(tokens), len(steps), axis=0), jnp.asarray(known))
+    return [(int(step), np.asarray(piece)) for step, piece in zip(steps, data, strict=True)]
+
+
+def growth_strip(run: Run) -> np.ndarray:
+    """Four samples as they grow, uint8 [H, W, 3]."""
+    labels = labels_of(run, 1)
+    chosen: list[int | None] = [None] * 4 if labels is None else [int(label) for label in labels[:4]]
+    strips = [growing(run, label, seed=seed) for seed, label in enumerate(chosen)]
+    names = [run.system.facts.label_names[label] if label is not None else "" for label in chosen]
+    rows = [(name, np.stack([image for _, image in strip])) for name, strip in zip(names, strips, strict=True)]
+    return pictures.grid(rows, "after step " + ", ".join(str(step) for step, _ in strips[0]))
+
+
+def evaluate(run: Run, data: Dataset, workdir: str | Path) -> dict[str, float]:
+    """Metrics of the held-out data and of sampling, written with pictures to `workdir`/eval.
+
+    Returns:
+      The metrics, units in their names; speeds are those of a second call, when all is compiled.
+    """
+    folder = Path(workdir) / "eval"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"Cannot write to {folder} ({error.strerror or error}); make it writable.") from error
+    metrics: dict[str, float] = {"step": run.step} | held_out(run, data)
+    rows, tokens = draw_samples(run)
+    start = time.perf_counter()
+    draw_samples(run)
+    seconds = time.perf_counter() - start
+    metrics["tokens_per_second"] = tokens.shape[0] * tokens.shape[1] / seconds
+    metrics["seconds_per_sample"] = seconds / len(tokens)
+    metrics["network_evaluations_per_sample"] = run.system.model.order.num_steps
+    if run.system.facts.modality == "image":
+        Image.fromarray(pictures.grid(rows, f"step {run.step}")).save(folder / "samples.png")
+        Image.fromarray(growth_strip(run)).save(folder / "growth.png")
+    else:
+        texts = [bytes(row.tolist()).decode("utf-8", "replace") for _, group in rows for row in group]
+        (folder / "samples.txt").write_text("\n\n".join(texts))
+    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    return metrics

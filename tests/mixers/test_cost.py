@@ -1,0 +1,128 @@
+"""The claimed cost is a fact: FLOPs, temporary memory and state of each mixer over the length of the sequence."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ar_jax.analysis.flops import flops
+from ar_jax.kernels.step_attention import step_attention
+from ar_jax.mixers import MIXERS
+from ar_jax.mixers.protocol import Tokens
+
+DIM, HEADS, WINDOW, NEAR = 32, 2, 16, 0.02
+CASES: dict[str, Any] = {
+    "softmax": MIXERS["softmax"](embed_dim=DIM, num_heads=HEADS),
+    "softmax window": MIXERS["softmax"](embed_dim=DIM, num_heads=HEADS, window=WINDOW),
+    "linear": MIXERS["linear"](embed_dim=DIM, num_heads=HEADS),
+    "linear, learned decay": MIXERS["linear"](embed_dim=DIM, num_heads=HEADS, decay="learned", normalize=False),
+    "convolution": MIXERS["convolution"](embed_dim=DIM, width=4),
+}
+LINEAR = ("linear", "linear, learned decay", "convolution")
+
+
+def tokens(length: int, first: int = 0) -> Tokens:
+    step = first + jnp.arange(length, dtype=jnp.int32)[None]
+    return Tokens(step, step[..., None], length)
+
+
+def sequence(length: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1, length, DIM), jnp.float32)
+
+
+@functools.cache
+def params_of(name: str) -> Any:
+    return jax.eval_shape(lambda x: CASES[name].init(jax.random.key(0), x, tokens(8)), sequence(8))
+
+
+def mix(name: str, params: Any, x: jax.Array) -> jax.Array:
+    return CASES[name].apply(params, x, tokens(x.shape[1]))[0]
+
+
+def mix_and_differentiate(name: str, params: Any, x: jax.Array) -> Any:
+    return jax.grad(lambda params, x: jnp.square(mix(name, params, x)).sum(), argnums=(0, 1))(params, x)
+
+
+def slope(cost: Any, length: int) -> float:
+    """The power with which cost(N) grows from N over 2N to 4N; a part that is the same for all N does not count."""
+    one, two, four = (cost(n) for n in (length, 2 * length, 4 * length))
+    return math.log2((four - two) / (two - one))
+
+
+def test_every_mixer_has_a_row() -> None:
+    assert {type(mixer) for mixer in CASES.values()} == set(MIXERS.values())
+
+
+@pytest.mark.parametrize("function", [mix, mix_and_differentiate])
+@pytest.mark.parametrize("name", LINEAR)
+def test_flops_of_linear_mixers_have_slope_one(name: str, function: Any) -> None:
+    count = functools.cache(lambda n: flops(functools.partial(function, name), params_of(name), sequence(n)))
+    assert slope(count, 256) == pytest.approx(1, abs=NEAR)
+    assert count(512) < 2.02 * count(256)
+
+
+@pytest.mark.parametrize("differentiated", [False, True])
+def test_flops_of_the_core_of_softmax_attention_have_slope_two(differentiated: bool) -> None:
+    def core(q: jax.Array) -> jax.Array:
+        step = jnp.arange(q.shape[1])[None]
+        return step_attention(q, q, q, step, step).sum()
+
+    function = jax.grad(core) if differentiated else core
+    heads = functools.cache(lambda n: jax.ShapeDtypeStruct((1, n, HEADS, DIM // HEADS), jnp.float32))
+    assert slope(lambda n: flops(function, heads(n)), 256) == pytest.approx(2, abs=NEAR)
+    whole = functools.cache(lambda n: flops(functools.partial(mix, "softmax"), params_of("softmax"), sequence(n)))
+    assert whole(1024) > 3 * whole(512)  # with its projections: between slope one and two
+
+
+@pytest.mark.parametrize(("name", "power"), [("softmax", 2), *((name, 1) for name in LINEAR)])
+def test_temporary_memory_grows_as_the_flops_do(name: str, power: int) -> None:
+    """Of the compiled program; what the compiler lays over one another differs a little from length to length."""
+
+    def temporary_bytes(length: int) -> int:
+        lowered = jax.jit(functools.partial(mix, name)).lower(params_of(name), sequence(length))
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    assert slope(functools.cache(temporary_bytes), 256 if power == 2 else 512) == pytest.approx(power, abs=0.15)
+
+
+def step_flops(name: str, context: int) -> int:
+    """FLOPs of one more token behind a context of this length."""
+    mixer = CASES[name]
+    state = jax.eval_shape(lambda: mixer.init_state(1, context, 1))
+    return flops(lambda params, x, state: mixer.apply(params, x, tokens(1), state), params_of(name), sequence(1), state)
+
+
+def state_bytes(name: str, context: int) -> int:
+    state = jax.eval_shape(lambda: CASES[name].init_state(1, context, 1))
+    return sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize("cost", [step_flops, state_bytes])
+@pytest.mark.parametrize("name", [*LINEAR, "softmax window"])
+def test_a_step_costs_the_same_behind_any_context(name: str, cost: Any) -> None:
+    assert cost(name, 64) == cost(name, 256) == cost(name, 4096) > 0
+
+
+def test_a_window_is_all_that_its_state_keeps_and_a_short_context_needs_less() -> None:
+    per_token = 2 * DIM * 4 + 4  # keys and values of float32, and the step
+    for context, kept in ((4, 4), (WINDOW, WINDOW), (1000, WINDOW)):
+        assert state_bytes("softmax window", context) == kept * per_token + 4  # and the count
+
+
+@pytest.mark.parametrize("cost", [step_flops, state_bytes])
+def test_a_step_of_softmax_attention_costs_more_the_longer_the_context(cost: Any) -> None:
+    assert slope(functools.partial(cost, "softmax"), 1024) == pytest.approx(1, abs=NEAR)
+
+
+def test_grouped_heads_shrink_the_state_by_their_ratio() -> None:
+    def entries(shared: int) -> int:
+        mixer = MIXERS["softmax"](embed_dim=DIM, num_heads=8, num_kv_heads=shared)
+        return jax.eval_shape(lambda: mixer.init_state(1, 100, 1)).k.size
+
+    assert entries(8) == 4 * entries(2) == 8 * entries(1) == np.prod((100, DIM))

@@ -1,0 +1,121 @@
+"""The two commands as a user types them: train, evaluate, override, kill and go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import ar_jax
+
+ROOT = Path(__file__).parents[1]
+TRAIN = [
+    "train.py",
+    "--config=configs/digits.py:smoke",
+    "--config.order.kind=spiral",
+    "--config.checkpoint.every_steps=8",
+]
+EVERY_METRIC = {
+    "step",
+    "bits_per_dim",
+    "nll_nats_per_example",
+    "tokens_per_second",
+    "seconds_per_sample",
+    "network_evaluations_per_sample",
+}
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    """Starts a command in its own process, on one device."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=environment, **pipes)
+
+
+def finish(process: subprocess.Popen[str]) -> list[str]:
+    """The lines of its standard output, once it has ended well."""
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out.splitlines()
+
+
+def lines(workdir: Path) -> list[dict[str, float]]:
+    """metrics.jsonl, without what the clock says."""
+    read = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if "per_second" not in key} for line in read]
+
+
+def picture(file: Path) -> np.ndarray:
+    """The pixels of a picture, [H, W, 3] uint8."""
+    return np.asarray(Image.open(file))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """The directory of an undisturbed run, and what training said."""
+    workdir = tmp_path_factory.mktemp("runs") / "digits"
+    return workdir, finish(start(*TRAIN, f"--workdir={workdir}"))
+
+
+def test_training_says_what_it_will_do_and_leaves_what_it_should(trained):
+    workdir, said = trained
+    for name in ("parameters: ", "steps: 40 of 64 examples", "devices: 1 x", "mesh: data=1", "memory: "):
+        assert any(line.startswith(name) for line in said), (name, said)
+    assert any(line.startswith("step 40/40  loss ") and "examples/s  ETA" in line for line in said)
+    assert said[-1].endswith(f"python eval.py --workdir={workdir}")
+    assert {"config.json", "facts.json", "metrics.jsonl", "checkpoints"} <= {path.name for path in workdir.iterdir()}
+    assert list(workdir.glob("tensorboard/events.*"))
+    assert [line["step"] for line in lines(workdir)] == [20, 40]
+    assert lines(workdir)[-1]["loss"] < 2.3 and lines(workdir)[-1]["eval/bits_per_dim"] < 3.5  # uniform: 2.83, 4.09
+
+
+def test_eval_ends_with_its_metrics_and_writes_pictures(trained):
+    workdir, _ = trained
+    metrics = json.loads(finish(start("eval.py", f"--workdir={workdir}"))[-1])
+    assert set(metrics) == EVERY_METRIC
+    assert metrics == json.loads((workdir / "eval" / "metrics.json").read_text())
+    assert metrics["step"] == 40 and metrics["network_evaluations_per_sample"] == 64
+    assert metrics["bits_per_dim"] == pytest.approx(lines(workdir)[-1]["eval/bits_per_dim"], rel=1e-5)
+    assert metrics["nll_nats_per_example"] == pytest.approx(metrics["bits_per_dim"] * 64 * np.log(2))
+    samples, growth = picture(workdir / "eval" / "samples.png"), picture(workdir / "eval" / "growth.png")
+    assert samples.shape == (650, 600, 3)  # ten classes of eight
+    assert growth.shape == (290, 840, 3)  # four samples at twelve steps
+    assert min(len(np.unique(samples)), len(np.unique(growth))) > 10
+    assert (growth == 127).mean() > 0.1 or (growth == 128).mean() > 0.1  # what is not known yet is grey
+
+    finish(start("eval.py", f"--workdir={workdir}", "--config.sampling.temperature=0.0"))
+    assert (picture(workdir / "eval" / "samples.png") != samples).any()
+    assert ar_jax.load(workdir).config.sampling.temperature == 1.0
+
+
+def test_a_python_user_reads_the_same_run(trained):
+    run = ar_jax.load(trained[0])
+    assert run.system.model.order.step[:9].tolist() == [*range(8), 27]  # what the command line asked for: a spiral
+    images = run.sample([3, 3, 5], seed=1)
+    assert images.shape == (3, 8, 8, 1) and np.isfinite(run.log_prob(images, [3, 3, 5])).all()
+    np.testing.assert_array_equal(images, run.sample([3, 3, 5], seed=1))
+
+
+def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(trained, tmp_path):
+    workdir = tmp_path / "killed"
+    process = start(*TRAIN, f"--workdir={workdir}")
+    while not list(workdir.glob("checkpoints/8")) and process.poll() is None:
+        time.sleep(0.02)
+    time.sleep(random.uniform(0, 1.5))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    said = finish(start(*TRAIN, f"--workdir={workdir}"))
+    if process.returncode == -signal.SIGKILL:  # otherwise it was faster than the signal
+        assert any("resumed after step" in line for line in said) or not said[:-1], said
+    jax.tree.map(np.testing.assert_array_equal, ar_jax.load(workdir).params, ar_jax.load(trained[0]).params)
+    assert lines(workdir) == lines(trained[0])
