@@ -12,9 +12,10 @@ VENV_PYTHON := .venv/bin/python
 INSTALLED := .venv/installed-$(firstword $(shell pwd | cksum))
 JOBS ?= 2
 
-# Tests compile the same programs again and again: what one process compiled, the next one reads.
-PYTEST := JAX_COMPILATION_CACHE_DIR="$(CURDIR)/.cache/jax" JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.2 \
-	$(VENV_PYTHON) -m pytest -n $(JOBS) --dist worksteal
+# The same programs are compiled again and again: what one process compiled, the next one reads.
+export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.cache/jax
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0.2
+PYTEST := $(VENV_PYTHON) -m pytest -n $(JOBS) --dist worksteal
 
 .PHONY: help
 help: ## list the targets
@@ -81,6 +82,8 @@ docs: env ## write the generated pages of docs/
 	@echo "docs: writing docs/systems.md"
 	$(VENV_PYTHON) -m ar_jax.systems --markdown > .venv/systems.md
 	mv .venv/systems.md docs/systems.md
+	echo "docs: drawing docs/orders.png"
+	$(VENV_PYTHON) -m ar_jax.orders.draw docs/orders.png
 
 .PHONY: clean
 clean: ## remove the environment and all caches; runs are kept

@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from ar_jax import training
-from ar_jax.config import UsageError, build, check_keys
+from ar_jax.config import UsageError, build
 from ar_jax.data import DATASETS, pipeline
 from ar_jax.data.protocol import Dataset, Facts
-from ar_jax.evaluation import pictures
-from ar_jax.evaluation.likelihood import likelihood
+from ar_jax.evaluation import report
 from ar_jax.sampling.loop import Given
-from ar_jax.system import System, check_sections, from_config
+from ar_jax.system import System, check_sections, compiled, from_config
 from ar_jax.training.program import TrainOptions, options
 from ar_jax.training.workdir import read_config, write_atomically
 
 FACTS = "facts.json"
 NEEDED = ("seed", "data", "optimizer", "schedule", "train")
-
-
-@functools.lru_cache(maxsize=32)
-def compiled(method: Callable[..., Any]) -> Any:
-    """`jax.jit` of a system's method, the same for the same system."""
-    return jax.jit(method)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -110,7 +100,7 @@ class Run:
         """
         self._check_shape(data)
         condition, _ = self._condition(labels, len(data))
-        batch = {self.system.tokenizer.data_key: jnp.asarray(data)}
+        batch: dict[str, Any] = {self.system.tokenizer.data_key: jnp.asarray(data)}
         if condition is not None:
             batch["embedding" if condition.ndim > 1 else "label"] = condition
         return np.asarray(compiled(self.system.log_prob)(self.params, batch, jax.random.key(seed)))
@@ -200,7 +190,7 @@ def train(config: Mapping[str, Any], workdir: str | Path | None = None) -> Run:
             return train(config, folder)
     data = load_data(config)
     system = from_config(config, data)
-    _check_eval(config)
+    report.check_eval(config)
     _check_facts(Path(workdir), data)
     iterator = pipeline.train_iterator(
         data,
@@ -213,8 +203,8 @@ def train(config: Mapping[str, Any], workdir: str | Path | None = None) -> Run:
         iterator,
         config,
         workdir,
-        evaluate=lambda params, step: evaluate_likelihood(Run(system, params, config, step), data),
-        sample=lambda params, step: sample_grid(Run(system, params, config, step)),
+        evaluate=lambda params, step: report.held_out(Run(system, params, config, step), data),
+        sample=lambda params, step: report.sample_grid(Run(system, params, config, step)),
         describe=system.describe(),
         prepare=lambda directory: write_atomically(directory / FACTS, json.dumps(_facts(data))),
     )
@@ -233,7 +223,7 @@ def load(workdir: str | Path, config: Mapping[str, Any] | None = None) -> Run:
     """
     config = read_config(workdir) if config is None else config
     check_sections(config, NEEDED)
-    _check_eval(config)
+    report.check_eval(config)
     system = from_config(config, read_facts(workdir))
     state = training.load(system, config, workdir)
     return Run(system, state.averaged_params, config, int(state.step))
@@ -264,109 +254,8 @@ def _check_facts(workdir: Path, data: Facts) -> None:
         )
 
 
-def _check_eval(config: Mapping[str, Any]) -> int:
-    section = dict(config.get("eval") or {})
-    check_keys(section, ("batch_size", "every_steps"), "eval")
-    for name, least in (("batch_size", 1), ("every_steps", 0)):
-        value = section.get(name, least)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise UsageError(f"config.eval.{name}={value!r} must be a whole number of at least {least}.")
-    return section.get("batch_size", 180)
-
-
-def evaluate_likelihood(run: Run, data: Dataset) -> dict[str, float]:
-    """Metrics of the held-out examples; see `likelihood`."""
-    batches = pipeline.test_batches(data, min(_check_eval(run.config), len(data.test)))
-    return likelihood(run.system, compiled(run.system.log_prob), run.params, batches, run.config["seed"])
-
-
-def sample_labels(run: Run, per_class: int = 8) -> np.ndarray | None:
-    """`per_class` labels of each of the first ten classes, or None without classes."""
-    condition = run.system.model.generator.condition
-    if not hasattr(condition, "num_classes"):
-        return None
-    return np.repeat(np.arange(min(run.system.facts.num_classes, 10)), per_class)
-
-
-def draw_samples(run: Run, per_class: int = 8) -> tuple[list[tuple[str, np.ndarray]], np.ndarray]:
-    """Samples in labelled rows, and their tokens."""
-    labels = sample_labels(run, per_class)
-    tokens = run.sample_tokens(labels, None if labels is not None else 8 * per_class, seed=run.config["seed"])
-    data = np.asarray(run.system.tokenizer.decode({}, jnp.asarray(tokens)))
-    names = ["" for _ in range(8)] if labels is None else [run.system.facts.label_names[i] for i in labels[::per_class]]
-    return list(zip(names, data.reshape(len(names), per_class, *data.shape[1:]), strict=True)), tokens
-
-
-def sample_grid(run: Run) -> np.ndarray | None:
-    """A labelled picture of samples, uint8 [H, W, 3]; None for text."""
-    return pictures.grid(draw_samples(run)[0], f"step {run.step}") if run.system.facts.modality == "image" else None
-
-
-def growth_strip(run: Run, seed: int = 0) -> np.ndarray:
-    """How one sample grows step by step in its order, what is not known yet in grey, uint8 [H, W, 3]."""
-    system, order = run.system, run.system.model.order
-    labels = sample_labels(run, 1)
-    labels = None if labels is None else labels[:4]
-    tokens = run.sample_tokens(labels, 4 if labels is None else None, seed=seed)
-    slots = np.asarray(order.slots(jax.random.split(jax.random.key(seed))[0], len(tokens)))
-
-    def decode(tokens: np.ndarray, known: np.ndarray) -> np.ndarray:
-        return known_part(system, tokens, known)
-
-    strips = [pictures.growth(t, s, order.sizes, decode) for t, s in zip(tokens, slots, strict=True)]
-    steps = ", ".join(str(step) for step, _ in strips[0])
-    return pictures.grid([("", np.stack([image for _, image in strip])) for strip in strips], f"after step {steps}")
-
-
-def known_part(system: System, tokens: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Images [B, H, W, C] of partly known tokens [B, L(, C)], grey where known [B, L] is false.
-
-    Of a pyramid, the finest scale that is wholly known is shown until the finest itself begins.
-    """
-    layout, facts = system.tokenizer.layout, system.facts
-    sizes = [int(np.prod(grid)) for grid in layout]
-    starts = np.cumsum([0, *sizes])
-    images = np.asarray(system.tokenizer.decode({}, jnp.asarray(tokens)))
-    cells = known[:, starts[-2] :].reshape(len(tokens), *layout[-1][:2], -1).any(axis=-1)
-    repeat = facts.shape[0] // cells.shape[1], facts.shape[1] // cells.shape[2]
-    seen = np.repeat(np.repeat(cells, repeat[0], axis=1), repeat[1], axis=2)[..., None]
-    shown = np.where(seen, images, 0.0)
-    for scale in range(len(layout) - 1):
-        whole = known[:, starts[scale] : starts[scale + 1]].all(axis=1) & ~seen.any(axis=(1, 2, 3))
-        small = tokens[:, starts[scale] : starts[scale + 1]].reshape(len(tokens), *layout[scale][:2], -1)
-        values = small * (2 / (system.tokenizer.vocab_size - 1)) - 1
-        rows = np.arange(facts.shape[0]) * layout[scale][0] // facts.shape[0]
-        shown = np.where(whole[:, None, None, None], values[:, rows][:, :, rows], shown)
-    return shown
-
-
 def evaluate(run: Run, workdir: str | Path) -> dict[str, float]:
-    """Metrics of the held-out data and of sampling, written with pictures to `workdir`/eval.
-
-    Returns:
-      The metrics; speeds are of a second call, when all is compiled.
-    """
+    """Metrics of the held-out data and of sampling, written with pictures to `workdir`/eval; see `report.evaluate`."""
     data = load_data(run.config)
     _check_facts(Path(workdir), data)
-    _check_eval(run.config)
-    folder = Path(workdir) / "eval"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"Cannot write to {folder} ({error.strerror or error}); make it writable.") from error
-    metrics: dict[str, float] = {"step": run.step} | evaluate_likelihood(run, data)
-    rows, tokens = draw_samples(run)
-    start = time.perf_counter()
-    draw_samples(run)
-    seconds = time.perf_counter() - start
-    metrics["tokens_per_second"] = tokens.shape[0] * tokens.shape[1] / seconds
-    metrics["seconds_per_sample"] = seconds / len(tokens)
-    metrics["network_evaluations_per_sample"] = run.system.model.order.num_steps
-    if run.system.facts.modality == "image":
-        Image.fromarray(pictures.grid(rows, f"step {run.step}")).save(folder / "samples.png")
-        Image.fromarray(growth_strip(run)).save(folder / "growth.png")
-    else:
-        texts = [bytes(row.tolist()).decode("utf-8", "replace") for _, group in rows for row in group]
-        (folder / "samples.txt").write_text("\n\n".join(texts))
-    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    return metrics
+    return report.evaluate(run, data, workdir)

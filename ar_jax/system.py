@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -51,6 +52,12 @@ RANGES = {
     "z_loss": (0, math.inf),
 }
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "guidance_scale", "guidance_schedule")
+
+
+@functools.lru_cache(maxsize=32)
+def compiled(method: Callable[..., Any]) -> Any:
+    """`jax.jit` of a system's method, the same for the same system: what is compiled once stays compiled."""
+    return jax.jit(method)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -125,7 +132,7 @@ class System:
           UsageError: an unknown name or a value outside its range, or guidance of a model that has no condition.
         """
         check_keys(overrides, SAMPLING, "sampling")
-        chosen = {k: v for k, v in {**self.sampling, **overrides}.items() if k in SAMPLING}
+        chosen = {k: v for k, v in {"temperature": 1.0, **self.sampling, **overrides}.items() if k in SAMPLING}
         schedule = chosen.pop("guidance_schedule", "constant")
         choose(SCHEDULES, schedule, "sampling.guidance_schedule")
         _check_range(chosen)

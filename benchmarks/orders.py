@@ -1,4 +1,4 @@
-"""One backbone, one budget, every order, on the digits: python benchmarks/orders.py [--steps 600] [--out docs].
+"""One backbone, one budget, every order, on the digits: python benchmarks/orders.py [--steps 200] [--out docs].
 
 Trains the same small decoder with each order (same parameters up to a few embeddings, same training images), and writes
 orders_measured.md, a table of held-out bits, network evaluations and seconds per image, and orders_measured.png, a row of
@@ -20,12 +20,11 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "configs"))
-
-import digits  # noqa: E402  (a config file, found by the line above)
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ar_jax import run  # noqa: E402
-from ar_jax.evaluation import pictures  # noqa: E402
+from ar_jax.evaluation import pictures, report  # noqa: E402
+from configs import digits  # noqa: E402
 
 PYRAMID = {"tokenizer": {"kind": "pixel_pyramid", "sides": (1, 2, 4, 8)}}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -65,22 +64,23 @@ def measure(changes: dict[str, Any], num_steps: int) -> tuple[dict[str, Any], li
         start = time.perf_counter()
         trained = run.train(config, workdir)
         train_seconds = time.perf_counter() - start
-        bits = run.evaluate_likelihood(trained, run.load_data(config))["bits_per_dim"]
-    labels, order = np.arange(40) % 10, trained.system.model.order
-    images = trained.sample(labels)
+        bits = report.held_out(trained, run.load_data(config))["bits_per_dim"]
+    rows, tokens = report.draw_samples(trained)
     times = []
-    for seed in range(5):
+    for _ in range(5):
         start = time.perf_counter()
-        trained.sample(labels, seed=seed)
-        times.append((time.perf_counter() - start) / len(labels))
-    row = {"bits": bits, "evaluations": order.num_steps, "seconds": statistics.median(times), "train": train_seconds}
-    return row, [images[:10], np.stack([image for _, image in run.growing(trained, label=3, frames=10)])]
+        report.draw_samples(trained)
+        times.append((time.perf_counter() - start) / len(tokens))
+    steps = trained.system.model.order.num_steps
+    row = {"bits": bits, "evaluations": steps, "seconds": statistics.median(times), "train": train_seconds}
+    grown = report.growing(trained, tokens, index=3 * report.PER_CLASS, frames=10)
+    return row, [np.stack([images[0] for _, images in rows]), np.stack([image for _, image in grown])]
 
 
 def main() -> None:
     """Writes the table and the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--out", type=Path, default=Path("docs"))
     arguments = parser.parse_args()
     lines = [
@@ -94,9 +94,8 @@ def main() -> None:
         row, images = measure(changes, arguments.steps)
         base = base or row["seconds"]
         kind = EXACT.get(name, "exact")
-        lines.append(
-            f"| {name} | {row['bits']:.3f} | {kind} | {row['evaluations']} | {1e3 * row['seconds']:.2f} | {row['seconds'] / base:.2f} |"
-        )
+        speed = f"{1e3 * row['seconds']:.2f} | {row['seconds'] / base:.2f}"
+        lines.append(f"| {name} | {row['bits']:.3f} | {kind} | {row['evaluations']} | {speed} |")
         print(lines[-1], flush=True)
         rows += [(name, images[0]), ("", images[1])]
     arguments.out.mkdir(parents=True, exist_ok=True)

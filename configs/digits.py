@@ -5,8 +5,8 @@ from ml_collections import ConfigDict
 from ar_jax.config import choose_variant
 
 VARIANTS = {
-    "base": dict(embed_dim=128, num_layers=4, num_steps=600, warmup_steps=50, learning_rate=1e-3),
-    "smoke": dict(embed_dim=32, num_layers=2, num_steps=40, warmup_steps=5, learning_rate=5e-3),
+    "base": dict(embed_dim=128, num_layers=4, num_steps=250, warmup_steps=20),
+    "smoke": dict(embed_dim=32, num_layers=2, num_steps=40, warmup_steps=5),
 }
 
 
@@ -24,12 +24,15 @@ def get_config(variant: str = "base") -> ConfigDict:
     config.feed = dict(kind="auto")
     config.condition = dict(kind="class", guidance_dropout_rate=0.1)
     config.model = dict(kind="decoder", embed_dim=size["embed_dim"], num_layers=size["num_layers"], dropout_rate=0.1)
+    config.model.update(gated=False, activation="relu2")
     config.model.mixer = dict(kind="softmax", num_heads=4)
     config.head = dict(kind="categorical")
     config.objective = dict(kind="next_token")
-    config.optimizer = dict(kind="adamw", learning_rate=size["learning_rate"], weight_decay=0.05, clip_norm=1.0)
+    config.optimizer = dict(kind="muon", learning_rate=5e-3, weight_decay=0.05, clip_norm=1.0)
     config.schedule = dict(kind="cosine", warmup_steps=size["warmup_steps"])
     config.train = dict(num_steps=size["num_steps"], batch_size=64, log_every_steps=20)
-    config.checkpoint = dict(every_steps=200)
+    config.checkpoint = dict(every_steps=100, keep=3)
     config.sampling = dict(temperature=1.0, guidance_scale=1.0)
+    config.eval = dict(batch_size=180, every_steps=0)
+    config.mesh = dict(data=-1)
     return config

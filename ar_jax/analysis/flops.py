@@ -41,10 +41,14 @@ def _of_jaxpr(jaxpr: Jaxpr) -> int:
 
 
 def _of_equation(equation: JaxprEqn) -> int:
-    params, inner = equation.params, [_of_jaxpr(jaxpr) for jaxpr in _inner(equation.params)]
+    params: dict[str, Any] = equation.params
+    shapes = [getattr(v.aval, "shape", ()) for v in equation.invars]
+    inner = [_of_jaxpr(jaxpr) for jaxpr in _inner(params)]
     match equation.primitive.name:
         case "while":
-            raise NotImplementedError("a while loop's number of turns is not in its jaxpr; count one turn's FLOPs instead")
+            raise NotImplementedError(
+                "a while loop's number of turns is not in its jaxpr; count one turn's FLOPs instead"
+            )
         case "scan":
             return params["length"] * sum(inner)
         case "pallas_call":
@@ -53,9 +57,9 @@ def _of_equation(equation: JaxprEqn) -> int:
             return max(inner)
         case "dot_general":
             (contracted, _), _ = params["dimension_numbers"]
-            return 2 * _largest(equation.outvars) * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
+            return 2 * _largest(equation.outvars) * math.prod(shapes[0][i] for i in contracted)
         case "conv_general_dilated":
-            kernel = list(equation.invars[1].aval.shape)
+            kernel = list(shapes[1])
             del kernel[params["dimension_numbers"].rhs_spec[0]]  # the output's channels
             return 2 * _largest(equation.outvars) * math.prod(kernel)
         case "fft":

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from ar_jax.config import UsageError
+from ar_jax.config import UsageError, check_keys
 from ar_jax.data import pipeline
 from ar_jax.data.protocol import Dataset
 from ar_jax.evaluation import pictures
 from ar_jax.evaluation.likelihood import likelihood
+from ar_jax.system import compiled
 from ar_jax.training.workdir import write_atomically
 
 if TYPE_CHECKING:
@@ -26,22 +27,25 @@ MAX_CLASSES = 10  # a picture shows the first so many
 PER_CLASS = 8
 
 
-def eval_batch_size(config: Any) -> int:
-    """`config.eval.batch_size`, or 180.
+def check_eval(config: Any) -> int:
+    """`config.eval.batch_size`, 180 where it is left out.
 
     Raises:
-      UsageError: it is not a positive whole number.
+      UsageError: an unknown key of `config.eval`, or a value that is not a whole number in its range.
     """
-    batch_size = dict(config.get("eval") or {}).get("batch_size", 180)
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise UsageError(f"config.eval.batch_size={batch_size!r} must be a whole number of at least 1.")
-    return batch_size
+    section = dict(config.get("eval") or {})
+    check_keys(section, ("batch_size", "every_steps"), "eval")
+    for name, least in (("batch_size", 1), ("every_steps", 0)):
+        value = section.get(name, least)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise UsageError(f"config.eval.{name}={value!r} must be a whole number of at least {least}.")
+    return section.get("batch_size", 180)
 
 
 def held_out(run: Run, data: Dataset) -> dict[str, float]:
     """Metrics of the held-out examples; see `likelihood`."""
-    batches = pipeline.test_batches(data, min(eval_batch_size(run.config), len(data.test)))
-    return likelihood(run.system, run.compiled.log_prob, run.params, batches, run.config["seed"])
+    batches = pipeline.test_batches(data, min(check_eval(run.config), len(data.test)))
+    return likelihood(run.system, compiled(run.system.log_prob), run.params, batches, run.config["seed"])
 
 
 def labels_of(run: Run, per_class: int) -> np.ndarray | None:
@@ -65,38 +69,36 @@ def sample_grid(run: Run) -> np.ndarray | None:
     return pictures.grid(draw_samples(run)[0], f"step {run.step}") if run.system.facts.modality == "image" else None
 
 
-def growing(run: Run, label: int | None = None, frames: int = 12, seed: int = 0) -> list[tuple[int, np.ndarray]]:
-    """One sample as it grows in its order, blank where nothing is known yet.
+def growing(run: Run, tokens: np.ndarray, index: int, frames: int = 12) -> list[tuple[int, np.ndarray]]:
+    """One of the samples of `draw_samples` as it grew in its order, blank where nothing was known yet.
 
     Args:
-      run: what is sampled from.
-      label: its class; None for no condition.
+      run: what was sampled from.
+      tokens: [B, L] or [B, L, C], all samples.
+      index: of the one to show.
       frames: at most so many steps are shown, evenly chosen, the last among them.
-      seed: of the sample.
 
     Returns:
       Pairs of the number of steps done and the data after them, [H, W, C] or [length].
     """
-    system, order = run.system, run.system.model.order
-    tokens = run.sample_tokens(None if label is None else [label], 1 if label is None else None, seed)
-    slots = np.asarray(order.slots(jax.random.split(jax.random.key(seed))[0], 1))[0]
+    order, order_key = run.system.model.order, jax.random.split(jax.random.key(run.config["seed"]))[0]
+    slots = np.asarray(order.slots(order_key, len(tokens)))[index]
     ends = np.cumsum(order.sizes)
     steps = np.unique(np.linspace(1, len(ends), min(frames, len(ends))).round().astype(int))
     known = np.zeros((len(steps), order.length), bool)
     for row, step in enumerate(steps):
         known[row, slots[: ends[step - 1]]] = True
-    data = system.tokenizer.preview({}, jnp.repeat(jnp.asarray(tokens), len(steps), axis=0), jnp.asarray(known))
+    again = np.repeat(tokens[index : index + 1], len(steps), axis=0)
+    data = run.system.tokenizer.preview({}, jnp.asarray(again), jnp.asarray(known))
     return [(int(step), np.asarray(piece)) for step, piece in zip(steps, data, strict=True)]
 
 
 def growth_strip(run: Run) -> np.ndarray:
     """Four samples as they grow, uint8 [H, W, 3]."""
-    labels = labels_of(run, 1)
-    chosen: list[int | None] = [None] * 4 if labels is None else [int(label) for label in labels[:4]]
-    strips = [growing(run, label, seed=seed) for seed, label in enumerate(chosen)]
-    names = [run.system.facts.label_names[label] if label is not None else "" for label in chosen]
-    rows = [(name, np.stack([image for _, image in strip])) for name, strip in zip(names, strips, strict=True)]
-    return pictures.grid(rows, "after step " + ", ".join(str(step) for step, _ in strips[0]))
+    rows, tokens = draw_samples(run)
+    strips = [(label, growing(run, tokens, PER_CLASS * row)) for row, (label, _) in enumerate(rows[:4])]
+    steps = ", ".join(str(step) for step, _ in strips[0][1])
+    return pictures.grid([(label, np.stack([x for _, x in strip])) for label, strip in strips], f"after step {steps}")
 
 
 def evaluate(run: Run, data: Dataset, workdir: str | Path) -> dict[str, float]:

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from flax import struct
 from jax import Array
+from jax.typing import ArrayLike
 
 
 @struct.dataclass
@@ -19,10 +20,10 @@ class Sampling:
       min_p: keep tokens at least this fraction as likely as the likeliest (arXiv:2407.01082).
     """
 
-    temperature: Array | float = 1.0
-    top_k: Array | int | None = None
-    top_p: Array | float | None = None
-    min_p: Array | float | None = None
+    temperature: ArrayLike = 1.0
+    top_k: ArrayLike | None = None
+    top_p: ArrayLike | None = None
+    min_p: ArrayLike | None = None
 
 
 class Head(Protocol):

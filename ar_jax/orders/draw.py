@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from ar_jax.orders.protocol import Layout, Order
 
 SIDE = 8
 PYRAMID: Layout = ((1, 1), (2, 2), (4, 4), (8, 8))
-VARIANTS: tuple[tuple[str, dict[str, object]], ...] = (
+VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("diagonal", {"parallel": True}),
     ("spiral", {"outward": True}),
     ("random", {"num_steps": 8}),
@@ -34,7 +35,7 @@ def steps(order: Order) -> np.ndarray:
 
 def draw(path: str) -> None:
     """Writes one panel per order, on a grid of 8 x 8: a cell's number and colour are its step."""
-    rows = [(kind, {}) for kind in ORDERS] + list(VARIANTS)
+    rows: list[tuple[str, dict[str, Any]]] = [(kind, {}) for kind in ORDERS] + list(VARIANTS)
     panels = [(kind, options, PYRAMID if kind == "next_scale" else ((SIDE, SIDE),)) for kind, options in rows]
     columns = 4
     figure = Figure(figsize=(3.1 * columns, 3.3 * -(-len(panels) // columns)), dpi=75)
@@ -58,7 +59,7 @@ def draw(path: str) -> None:
     FigureCanvasAgg(figure).print_png(path)
 
 
-def _cells(axis, cells: np.ndarray, num_steps: int, offset: int) -> None:  # noqa: ANN001  (matplotlib's axes)
+def _cells(axis: Any, cells: np.ndarray, num_steps: int, offset: int) -> None:
     colours = colormaps["viridis"](cells / max(num_steps - 1, 1))
     axis.imshow(colours, extent=(offset, offset + cells.shape[1], cells.shape[0], 0), interpolation="nearest")
     for (row, col), step in np.ndenumerate(cells):
