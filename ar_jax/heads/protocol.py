@@ -14,7 +14,8 @@ class Sampling:
     """How tokens are drawn. All values are traced, so none of them compiles anew; None leaves a filter out.
 
     Attributes:
-      temperature: divides the logits, or scales the noise of continuous tokens; 0 takes the mode.
+      temperature: divides the logits, or scales the noise of continuous tokens; 0 takes the likeliest token, or the
+        mean of a drawn component.
       top_k: keep the k likeliest tokens.
       top_p: keep the likeliest tokens up to this total probability (arXiv:1904.09751).
       min_p: keep tokens at least this fraction as likely as the likeliest (arXiv:2407.01082).
