@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from ar_jax.config import choose_variant
 
 VARIANTS = {
-    "base": dict(embed_dim=128, num_layers=4, num_steps=250, warmup_steps=20),
+    "base": dict(embed_dim=128, num_layers=4, num_steps=200, warmup_steps=20),
     "smoke": dict(embed_dim=32, num_layers=2, num_steps=40, warmup_steps=5),
 }
 

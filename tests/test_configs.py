@@ -45,6 +45,7 @@ def test_every_config_has_a_base_and_a_smoke_variant_and_tells_the_nearest_to_a_
 def test_every_smoke_variant_learns_in_a_few_steps(name):
     config = get_config(ROOT / f"configs/{name}.py:smoke")
     config.mesh = dict(data=1)
+    config.train.batch_size = 16
     data = load_data(config)
     program = make_program(from_config(config, data), config)
     iterator = pipeline.train_iterator(data, config.train.batch_size, config.seed)

@@ -135,7 +135,7 @@ def test_impossible_batches_are_refused(options, says):
 def test_text_is_not_mirrored():
     text = TextArrays(np.zeros((9, 5), np.uint8))
     with pytest.raises(UsageError, match="flip=False"):
-        pipeline.train_iterator(Dataset(text, text, "text", (5,)), 2, 0, flip=True)
+        pipeline.train_iterator(Dataset("text", (5,), train=text, test=text), 2, 0, flip=True)
 
 
 def test_a_batch_costs_little():
