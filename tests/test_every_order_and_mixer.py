@@ -23,7 +23,7 @@ BATCH = 2
 CAUSAL = [(m, o, "auto") for m in cases.MIXERS for o in cases.ORDERS]
 CAUSAL += [("softmax", o, f) for o in cases.ORDERS for f in ("shift", "query")]
 # What a mixer reads is the same for every order; who may be read is the order's and the feed's affair: fewer mixers do.
-READERS = ("softmax", "softmax grouped, normed, biased", "linear", "convolution")
+READERS = ("softmax", "linear", "convolution")
 MASKED = [
     (m, o, "mask")
     for m in ("softmax", "softmax grouped, normed, biased")

@@ -11,12 +11,20 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from ar_jax.config import UsageError, build
+from ar_jax.config import UsageError, build, check_keys
 from ar_jax.training.mesh import make_mesh
 from ar_jax.training.optimizers import make_optimizer
 from ar_jax.training.protocol import Batch, Task
 from ar_jax.training.schedules import Schedule
-from ar_jax.training.sharding import Layout, batch_sharding, choose_layout, put_batch, replicated, tree_shardings
+from ar_jax.training.sharding import (
+    LAYOUTS,
+    Layout,
+    batch_sharding,
+    choose_layout,
+    put_batch,
+    replicated,
+    tree_shardings,
+)
 from ar_jax.training.state import TrainState, create_state
 from ar_jax.training.step import compile_step, make_train_step
 from ar_jax.training.tables import OPTIMIZERS, SCHEDULES
@@ -157,6 +165,8 @@ def make_program(task: Task, config: Any, mesh: Mesh | None = None) -> Program:
     train = options(TrainOptions, config, "train")
     axes = dict(config.get("mesh") or {"data": -1})
     layout_name = axes.pop("layout", "replicated")
+    if layout_name in LAYOUTS:
+        check_keys(axes, set(LAYOUTS[layout_name].values()), "mesh")
     mesh = mesh or make_mesh(axes or {"data": -1})
     layout = choose_layout(layout_name, mesh)
     _check_batch_size(train, mesh.shape[layout["batch"]])
