@@ -10,7 +10,7 @@ VARIANTS = digits.VARIANTS
 def get_config(variant: str = "base") -> ConfigDict:
     """Four layers, one of which sees all earlier tokens by attention; the others keep a state of constant size.
 
-    `python train.py --config=configs/digits_hybrid.py:smoke --workdir=DIR`: 40 steps to 2.94 bits per dimension held out.
+    `python train.py --config=configs/digits_hybrid.py:smoke --workdir=DIR`: 40 steps to 2.88 bits per dimension held out.
     """
     config = digits.get_config(variant)
     config.model.num_layers = 4

@@ -10,7 +10,7 @@ VARIANTS = digits.VARIANTS
 def get_config(variant: str = "base") -> ConfigDict:
     """Four steps an image, each scale at once. The bits are a bound: they pay for the coarse scales, too.
 
-    `python train.py --config=configs/digits_pyramid.py:smoke --workdir=DIR`: 40 steps to 3.39 bits per dimension held out.
+    `python train.py --config=configs/digits_pyramid.py:smoke --workdir=DIR`: 40 steps to 2.99 bits per dimension held out.
     """
     config = digits.get_config(variant)
     config.tokenizer = dict(kind="pixel_pyramid", sides=(1, 2, 4, 8))
