@@ -259,7 +259,9 @@ def test_a_run_killed_at_random_moments_ends_with_the_bits_of_one_that_was_not(t
 
 
 def test_sigterm_saves_at_once_and_a_second_process_is_refused_meanwhile(tmp_path, environment):
-    process = start(tmp_path, environment, "--seconds=10")  # half a minute or more: far longer than the second one's start
+    process = start(
+        tmp_path, environment, "--seconds=10"
+    )  # half a minute or more: far longer than the second one's start
     wait_for_step(process)
     second = start(tmp_path, environment)
     error = second.communicate(timeout=120)[1]
