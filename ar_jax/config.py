@@ -61,7 +61,8 @@ def choose_variant(variants: Mapping[str, Any], name: str) -> Any:
 def get_config(spec: str | os.PathLike[str]) -> Any:
     """The config of a file, `FILE.py` or `FILE.py:variant`: what the file's `get_config(variant)` returns.
 
-    The file may import its neighbours as `configs.NAME`: the folder above its own is on the path meanwhile.
+    The file may import others as `configs.NAME` or `configs.FOLDER.NAME`: the folder that holds `configs`, or else the one
+    above the file's own, is on the path meanwhile.
 
     Raises:
       UsageError: there is no such file or variant, or the file does not work.
@@ -71,7 +72,8 @@ def get_config(spec: str | os.PathLike[str]) -> Any:
     if not file.is_file():
         hint = nearest(file.name, [path.name for path in file.parent.glob("*.py")])
         raise UsageError(f"Config file {name!r} does not exist.{hint} Name a file such as configs/digits.py.")
-    sys.path.insert(0, str(file.parent.parent))
+    root = next((str(folder.parent) for folder in file.parents if folder.name == "configs"), str(file.parent.parent))
+    sys.path.insert(0, root)
     try:
         make = runpy.run_path(str(file))["get_config"]
         return make(variant) if variant else make()
@@ -81,7 +83,7 @@ def get_config(spec: str | os.PathLike[str]) -> Any:
         reason = f"{type(error).__name__}: {error}"
         raise UsageError(f"{name} gives no config ({reason}); it needs a function get_config(variant).") from error
     finally:
-        sys.path.remove(str(file.parent.parent))
+        sys.path.remove(root)
 
 
 def build(table: Mapping[str, Callable[..., Any]], config: Mapping[str, Any], where: str, **given: Any) -> Any:

@@ -17,9 +17,10 @@ from ar_jax import training
 from ar_jax.config import UsageError, build
 from ar_jax.data import DATASETS, pipeline
 from ar_jax.data.protocol import Dataset, Facts
-from ar_jax.evaluation import report
+from ar_jax.evaluation import reconstruction, report
 from ar_jax.sampling.loop import Given
 from ar_jax.system import System, check_sections, compiled, from_config
+from ar_jax.tokenizer_system import TokenizerRun, TokenizerSystem, tokenizer_from_config, trains_tokenizer
 from ar_jax.training.program import TrainOptions, options
 from ar_jax.training.workdir import read_config, write_atomically
 
@@ -60,7 +61,7 @@ class Run:
           seed: the same seed gives the same samples.
           given: [B or 1, L(, C)] tokens to keep where given_mask is true: in-painting, out-painting, continuation.
           given_mask: [B or 1, L] bool.
-          **settings: temperature, top_k, top_p, min_p, guidance_scale, guidance_schedule; the config's by default.
+          **settings: see `System.drawing`; the config's by default.
 
         Returns:
           [B, L] int32 or [B, L, C] float32.
@@ -69,23 +70,27 @@ class Run:
           UsageError: labels out of range, shapes that do not fit, guidance of an unconditional model, a setting out of range.
         """
         condition, batch_size = self._condition(labels, num_samples)
-        drawing, scales = self.system.settings(**settings)
-        if scales is not None and condition is None:
+        drawing = self.system.drawing(**settings)
+        if drawing.guidance_scales is not None and condition is None:
             raise UsageError("guidance_scale needs labels to guide towards; pass labels=..., or guidance_scale=1.")
         keep = self._given(given, given_mask, batch_size)
         drop = np.full(batch_size, condition is None)
         return np.asarray(
-            compiled(self.system.sample)(self.params, jax.random.key(seed), condition, drop, drawing, scales, keep)
+            compiled(self.system.sample)(self.params, jax.random.key(seed), condition, drop, drawing, keep)
         )
+
+    def decode(self, tokens: np.ndarray) -> np.ndarray:
+        """Tokens on their slots as data: images [B, H, W, C] in [-1, 1], or bytes [B, length]."""
+        return np.asarray(compiled(self.system.tokenizer.decode)(self.params["tokenizer"], jnp.asarray(tokens)))
 
     def sample(self, *args: Any, **kwargs: Any) -> np.ndarray:
         """Draws examples as data: images [B, H, W, C] in [-1, 1], or bytes [B, length]; arguments as `sample_tokens`."""
-        return np.asarray(self.system.tokenizer.decode({}, jnp.asarray(self.sample_tokens(*args, **kwargs))))
+        return self.decode(self.sample_tokens(*args, **kwargs))
 
     def encode(self, data: np.ndarray) -> np.ndarray:
         """Data, as `sample` returns it, as tokens on their slots; what `given` takes."""
         self._check_shape(data)
-        return np.asarray(self.system.tokenizer.encode({}, jnp.asarray(data)))
+        return np.asarray(compiled(self.system.tokenizer.encode)(self.params["tokenizer"], jnp.asarray(data)))
 
     def log_prob(self, data: np.ndarray, labels: Sequence[int] | np.ndarray | None = None, seed: int = 0) -> np.ndarray:
         """log p(data | labels) in nats, [B]; shuffled orders are drawn from the seed, one per example.
@@ -164,18 +169,36 @@ def load_data(config: Mapping[str, Any]) -> Dataset:
     return build(DATASETS, {k: v for k, v in dict(config["data"]).items() if k != "flip"}, "data")
 
 
-def build_run(config: Mapping[str, Any], facts: Facts | None = None) -> Run:
+def build_run(config: Mapping[str, Any], facts: Facts | None = None) -> Run | TokenizerRun:
     """A run with fresh parameters.
 
     Args:
       config: see configs/digits.py.
       facts: what the data is; None loads the data to see.
     """
-    system = from_config(config, facts or load_data(config))
-    return Run(system, jax.jit(system.init)(jax.random.key(config["seed"])), config)
+    system = _system(config, facts or load_data(config))
+    return _run(system, jax.jit(system.init)(jax.random.key(config["seed"])), config)
 
 
-def train(config: Mapping[str, Any], workdir: str | Path | None = None) -> Run:
+def _system(config: Mapping[str, Any], facts: Facts) -> System | TokenizerSystem:
+    return tokenizer_from_config(config, facts) if trains_tokenizer(config) else from_config(config, facts)
+
+
+def _run(system: System | TokenizerSystem, params: Any, config: Any, step: int = 0) -> Run | TokenizerRun:
+    if isinstance(system, TokenizerSystem):
+        return TokenizerRun(system, params, config, step)
+    return Run(system, params, config, step)
+
+
+def _held_out(run: Run | TokenizerRun, data: Dataset) -> dict[str, float]:
+    return reconstruction.held_out(run, data) if isinstance(run, TokenizerRun) else report.held_out(run, data)
+
+
+def _picture(run: Run | TokenizerRun, data: Dataset) -> np.ndarray | None:
+    return reconstruction.reconstruction_grid(run, data) if isinstance(run, TokenizerRun) else report.sample_grid(run)
+
+
+def train(config: Mapping[str, Any], workdir: str | Path | None = None) -> Run | TokenizerRun:
     """Trains a config in a directory, from wherever the run there stands; see `ar_jax.training.fit`.
 
     Args:
@@ -189,7 +212,7 @@ def train(config: Mapping[str, Any], workdir: str | Path | None = None) -> Run:
         with tempfile.TemporaryDirectory() as folder:
             return train(config, folder)
     data = load_data(config)
-    system = from_config(config, data)
+    system = _system(config, data)
     report.check_eval(config)
     _check_facts(Path(workdir), data)
     iterator = pipeline.train_iterator(
@@ -203,15 +226,15 @@ def train(config: Mapping[str, Any], workdir: str | Path | None = None) -> Run:
         iterator,
         config,
         workdir,
-        evaluate=lambda params, step: report.held_out(Run(system, params, config, step), data),
-        sample=lambda params, step: report.sample_grid(Run(system, params, config, step)),
+        evaluate=lambda params, step: _held_out(_run(system, params, config, step), data),
+        sample=lambda params, step: _picture(_run(system, params, config, step), data),
         describe=system.describe(),
         prepare=lambda directory: write_atomically(directory / FACTS, json.dumps(_facts(data))),
     )
-    return Run(system, state.averaged_params, config, int(state.step))
+    return _run(system, state.averaged_params, config, int(state.step))
 
 
-def load(workdir: str | Path, config: Mapping[str, Any] | None = None) -> Run:
+def load(workdir: str | Path, config: Mapping[str, Any] | None = None) -> Run | TokenizerRun:
     """The newest state of the run in a directory (its averaged parameters, where it keeps an average).
 
     Args:
@@ -224,9 +247,9 @@ def load(workdir: str | Path, config: Mapping[str, Any] | None = None) -> Run:
     config = read_config(workdir) if config is None else config
     check_sections(config, NEEDED)
     report.check_eval(config)
-    system = from_config(config, read_facts(workdir))
+    system = _system(config, read_facts(workdir))
     state = training.load(system, config, workdir)
-    return Run(system, state.averaged_params, config, int(state.step))
+    return _run(system, state.averaged_params, config, int(state.step))
 
 
 def read_facts(workdir: str | Path) -> Facts:
@@ -254,8 +277,12 @@ def _check_facts(workdir: Path, data: Facts) -> None:
         )
 
 
-def evaluate(run: Run, workdir: str | Path) -> dict[str, float]:
-    """Metrics of the held-out data and of sampling, written with pictures to `workdir`/eval; see `report.evaluate`."""
+def evaluate(run: Run | TokenizerRun, workdir: str | Path) -> dict[str, float]:
+    """Metrics of the held-out data, and of sampling, written with pictures to `workdir`/eval.
+
+    See `report.evaluate`, and `reconstruction.evaluate` for tokenizers.
+    """
     data = load_data(run.config)
     _check_facts(Path(workdir), data)
-    return report.evaluate(run, data, workdir)
+    module = reconstruction if isinstance(run, TokenizerRun) else report
+    return module.evaluate(run, data, workdir)

@@ -11,27 +11,28 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import struct
 from jax import Array
 from ml_collections import ConfigDict
 
 from ar_jax.config import UsageError, build, check_keys, choose
 from ar_jax.data.protocol import Facts
 from ar_jax.feeds import FEEDS
+from ar_jax.feeds.protocol import BLANK, Feed
 from ar_jax.heads import HEADS
 from ar_jax.heads.protocol import Head, Sampling
-from ar_jax.models import MODELS
 from ar_jax.models.autoregressive import Autoregressive
-from ar_jax.models.conditioning import CONDITIONERS, Conditioner, NoCondition
-from ar_jax.models.decoder import Decoder
-from ar_jax.models.generator import Context
+from ar_jax.models.build import build_generator
+from ar_jax.models.conditioning import CONDITIONERS, Condition, Conditioner, NoCondition
+from ar_jax.models.generator import Context, Generator
 from ar_jax.objectives import OBJECTIVES
 from ar_jax.objectives.masked import Masked
 from ar_jax.objectives.protocol import Objective
 from ar_jax.orders import ORDERS
 from ar_jax.orders.protocol import Order
-from ar_jax.sampling.guidance import SCHEDULES, guidance_scales
+from ar_jax.sampling.guidance import SCHEDULES, TEMPERATURE_SCHEDULES, guidance_scales, temperature_factors
 from ar_jax.sampling.likelihood import log_prob
-from ar_jax.sampling.loop import Given, generate
+from ar_jax.sampling.loop import Given, NoiseOfStep, drawn_from, generate
 from ar_jax.tokenizers import TOKENIZERS
 from ar_jax.tokenizers.protocol import Tokenizer
 
@@ -47,11 +48,17 @@ RANGES = {
     "top_p": (0, 1),
     "min_p": (0, 1),
     "guidance_scale": (0, math.inf),
+    "guidance_power": (0, math.inf),
+    "guidance_steps": (0, math.inf),
     "guidance_dropout_rate": (0, 1),
     "label_smoothing": (0, 1),
     "z_loss": (0, math.inf),
 }
-SAMPLING = ("temperature", "top_k", "top_p", "min_p", "guidance_scale", "guidance_schedule")
+WHOLE = ("top_k", "guidance_steps")
+FILTERS = ("temperature", "top_k", "top_p", "min_p")
+SAMPLING = (
+    *FILTERS, "temperature_schedule", "guidance_scale", "guidance_schedule", "guidance_power", "guidance_steps",
+)  # fmt: skip
 
 
 @functools.lru_cache(maxsize=32)
@@ -60,14 +67,33 @@ def compiled(method: Callable[..., Any]) -> Any:
     return jax.jit(method)
 
 
+@struct.dataclass
+class Drawing:
+    """How a sampler draws; all values are traced.
+
+    Attributes:
+      filters: temperature and filters.
+      guidance_scales: [num_steps], or None where nothing guides.
+      temperature_factors: [num_steps], or None where the temperature stays.
+    """
+
+    filters: Sampling
+    guidance_scales: Array | None = None
+    temperature_factors: Array | None = None
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class System:
     """The parts of a config. Everything is a pure function of (params, inputs, key).
+
+    Parameters are {"generator": the network's, "tokenizer": the tokenizer's}; the tokenizer's stay as they are while the
+    network is trained.
 
     Attributes:
       facts: what the data is.
       tokenizer: data to tokens and back.
       model: network, order and feed.
+      sampler: the same network with the order and feed that it samples in.
       objective: what is trained.
       sampling: the config's defaults for `sample`.
     """
@@ -75,34 +101,46 @@ class System:
     facts: Facts
     tokenizer: Tokenizer
     model: Autoregressive
+    sampler: Autoregressive
     objective: Objective
     sampling: Mapping[str, Any]
 
     def init(self, key: Array) -> Params:
-        """Fresh parameters of the network."""
-        return self.model.init(key)
+        """Fresh parameters of the network and the tokenizer."""
+        return self.model.init(key) | {"tokenizer": self.tokenizer.init(key)}
+
+    def frozen(self, name: str) -> bool:
+        """See Task: the tokenizer is not trained here."""
+        return name.startswith("tokenizer/")
 
     def loss(
         self, params: Params, batch: Mapping[str, Array], key: Array, progress: Array
-    ) -> tuple[Array, dict[str, Array]]:
-        """The objective's loss of a batch of data; see `Objective`."""
-        values = self.tokenizer.encode({}, batch[self.tokenizer.data_key])
-        return self.objective(self.model, params, values, self.condition_of(batch), key, progress)
+    ) -> tuple[Array, dict[str, Array], dict[str, Array]]:
+        """The objective's loss of a batch of data; see `Objective` and `Task`."""
+        encode_key, key = jax.random.split(key)
+        values = self.tokens_of(params, batch, encode_key)
+        loss, metrics = self.objective(self.model, params, values, self.condition_of(batch), key, progress)
+        return loss, metrics, {}
 
-    def condition_of(self, batch: Mapping[str, Array]) -> Array | None:
-        """The part of a batch that conditions the model: labels, embeddings, or nothing."""
+    def tokens_of(self, params: Params, batch: Mapping[str, Array], key: Array | None = None) -> Array:
+        """The tokens of a batch of data, or those that it already holds; drawn with the key where they are random."""
+        if "tokens" in batch:
+            return batch["tokens"]
+        return self.tokenizer.encode(params["tokenizer"], batch[self.tokenizer.data_key], key)
+
+    def condition_of(self, batch: Mapping[str, Array]) -> Condition:
+        """The part of a batch that conditions the model: labels, embeddings (with their mask, if any), or nothing."""
         condition = self.model.generator.condition
-        return (
-            batch["embedding"]
-            if hasattr(condition, "channels")
-            else batch["label"]
-            if hasattr(condition, "num_classes")
-            else None
-        )
+        if hasattr(condition, "num_classes"):
+            return batch["label"]
+        if not hasattr(condition, "channels"):
+            return None
+        mask = batch.get("embedding_mask")
+        return batch["embedding"] if mask is None else {"embedding": batch["embedding"], "mask": mask}
 
     def log_prob(self, params: Params, batch: Mapping[str, Array], key: Array) -> Array:
         """log p(tokens | condition) in nats per example, [B]; shuffled orders are drawn from the key, one per example."""
-        values = self.tokenizer.encode({}, batch[self.tokenizer.data_key])
+        values = self.tokens_of(params, batch)
         context = self.model.context(key, len(values), self.condition_of(batch))
         return log_prob(self.model, params, values, context)
 
@@ -110,33 +148,40 @@ class System:
         self,
         params: Params,
         key: Array,
-        condition: Array | None,
+        condition: Condition,
         drop: Array,
-        settings: Sampling,
-        scales: Array | None = None,
+        drawing: Drawing,
         given: Given | None = None,
     ) -> Array:
         """Tokens of len(drop) examples; see `generate`. Where an order is shuffled, given tokens come first."""
         order_key, draw_key = jax.random.split(key)
-        slots = self.model.order.slots(order_key, len(drop), None if given is None else given.mask)
-        context = Context(slots, condition, drop)
-        return generate(self.model, params, context, draw_key, settings, scales, given)
+        slots = self.sampler.order.slots(order_key, len(drop), None if given is None else given.mask)
+        return self.sample_in_order(params, Context(slots, condition, drop), drawn_from(draw_key), drawing, given)
 
-    def settings(self, **overrides: Any) -> tuple[Sampling, np.ndarray | None]:
-        """Filters and guidance scales: the config's, or the given ones.
+    def sample_in_order(
+        self, params: Params, context: Context, noise: NoiseOfStep, drawing: Drawing, given: Given | None = None
+    ) -> Array:
+        """Tokens, in an order that the context names, from given noise; see `generate`."""
+        scales, factors = drawing.guidance_scales, drawing.temperature_factors
+        return generate(self.sampler, params, context, noise, drawing.filters, scales, given, factors)
+
+    def drawing(self, **overrides: Any) -> Drawing:
+        """How to draw: the config's defaults, or what is given.
 
         Args:
-          **overrides: temperature, top_k, top_p, min_p, guidance_scale, guidance_schedule.
+          **overrides: temperature, top_k, top_p, min_p, temperature_schedule, guidance_scale, guidance_schedule,
+            guidance_power, guidance_steps.
 
         Raises:
           UsageError: an unknown name or a value outside its range, or guidance of a model that has no condition.
         """
         check_keys(overrides, SAMPLING, "sampling")
         chosen = {k: v for k, v in {"temperature": 1.0, **self.sampling, **overrides}.items() if k in SAMPLING}
-        schedule = chosen.pop("guidance_schedule", "constant")
+        schedule, cooling = chosen.pop("guidance_schedule", "constant"), chosen.pop("temperature_schedule", "constant")
         choose(SCHEDULES, schedule, "sampling.guidance_schedule")
+        choose(TEMPERATURE_SCHEDULES, cooling, "sampling.temperature_schedule")
         _check_range(chosen)
-        scale = chosen.pop("guidance_scale", 1.0)
+        scale, power, steps = (chosen.pop(f"guidance_{k}", d) for k, d in (("scale", 1.0), ("power", 1.0), ("steps", None)))
         filters = [name for name in ("top_k", "top_p", "min_p") if chosen.get(name) is not None]
         if filters and not self.tokenizer.vocab_size:
             raise UsageError(
@@ -148,15 +193,17 @@ class System:
                 f"guidance_scale={scale} needs a model trained with and without its condition; "
                 "train with config.condition.kind='class' and guidance_dropout_rate > 0, or set guidance_scale=1."
             )
-        scales = None if scale == 1.0 else guidance_scales(self.model.order.sizes, scale, schedule)
+        sizes = self.sampler.order.sizes
         kinds = {"top_k": np.int32}  # one type each, so that temperature=1 and 1.0 share a program
-        return Sampling(
-            **{k: np.asarray(v, kinds.get(k, np.float32)) for k, v in chosen.items() if v is not None}
-        ), scales
+        return Drawing(
+            Sampling(**{k: np.asarray(v, kinds.get(k, np.float32)) for k, v in chosen.items() if v is not None}),
+            None if scale == 1.0 else guidance_scales(sizes, scale, schedule, power, steps),
+            None if cooling == "constant" else temperature_factors(len(sizes), cooling),
+        )
 
     def describe(self) -> dict[str, str]:
         """What a run says of the system at its start."""
-        order = self.model.order
+        order = self.sampler.order
         return {
             "tokens per example": str(order.length),
             "steps per example": f"{order.num_steps} ({min(order.sizes)} to {max(order.sizes)} tokens each)",
@@ -174,27 +221,47 @@ def from_config(config: Mapping[str, Any], facts: Facts) -> System:
       UsageError: an unknown key or kind, or parts that do not fit one another.
     """
     check_sections(config, PARTS)
-    tokenizer = build(TOKENIZERS, config["tokenizer"], "tokenizer", shape=facts.shape, data_levels=facts.levels)
+    settings = {k: v for k, v in config["tokenizer"].items() if k != "workdir"}
+    tokenizer = build(TOKENIZERS, settings, "tokenizer", shape=facts.shape, data_levels=facts.levels)
     order: Order = build(ORDERS, config["order"], "order", layout=tokenizer.layout)
     objective = build(OBJECTIVES, config.get("objective", {"kind": "next_token"}), "objective")
-    settings: dict[str, Any] = {"kind": "decoder", "embed_dim": 128} | dict(config["model"])
-    kinds = {"vocab_size": tokenizer.vocab_size, "channels": tokenizer.channels}
-    head = _head(config.get("head", {}), tokenizer, kinds)
-    condition = _condition(config.get("condition", {}), facts, settings["embed_dim"])
+    tokens = {"vocab_size": tokenizer.vocab_size, "channels": tokenizer.channels}
+    head = _head(config.get("head", {}), tokenizer, tokens)
+    condition = _condition(config.get("condition", {}), facts, dict(config["model"]).get("embed_dim", 128))
+    make_feed = functools.partial(_feed, config.get("feed", {}), objective, tokenizer, condition.num_tokens)
+    feed = make_feed(order)
+    content = {"vocab_size": 0, "channels": tokenizer.resample_channels} if feed.resampled else tokens
     position = tuple(tuple(int(c) for c in cell) for cell in order.position)
-    generator = build(MODELS, settings, "model", head=head, condition=condition, position=position, **kinds)
-    feed_config = {"kind": "auto"} | dict(config.get("feed", {}))
-    if isinstance(objective, Masked) and feed_config["kind"] == "auto":
-        feed_config["kind"] = "mask"
-    feed = build(FEEDS, feed_config, "feed", order=order, num_prefix=condition.num_tokens)
-    _check_fit(feed.remembers, objective, generator.decoder)
+    blank = any((np.asarray(chunk.source) == BLANK).any() for chunk in feed.chunks)
+    generator = build_generator(config["model"], head, condition, position, blank=blank, **content)
+    _check_fit(feed.remembers, objective, generator)
     _check_objective(objective, tokenizer)
-    system = System(
-        facts, tokenizer, Autoregressive(generator, order, feed), objective, dict(config.get("sampling", {}))
-    )
-    check_keys(system.sampling, (*SAMPLING, "num_samples"), "sampling")
-    system.settings()
+    token_shape = () if tokenizer.vocab_size else (tokenizer.channels,)
+    resample = tokenizer.resample if feed.resampled else None
+    model = Autoregressive(generator, order, feed, token_shape, resample)
+    if order.adaptive:
+        raise UsageError("config.order.adaptive is for sampling; set config.sampling.order.adaptive instead.")
+    sampling = dict(config.get("sampling", {}))
+    sampler_order = sampling.pop("order", None)
+    sampler = model
+    if sampler_order is not None:
+        sampled: Order = build(ORDERS, sampler_order, "sampling.order", layout=tokenizer.layout)
+        sampler = model.with_order(sampled, make_feed(sampled))
+    check_keys(sampling, (*SAMPLING, "num_samples"), "sampling")
+    system = System(facts, tokenizer, model, sampler, objective, sampling)
+    system.drawing()
     return system
+
+
+def _feed(config: Mapping[str, Any], objective: Objective, tokenizer: Tokenizer, num_prefix: int, order: Order) -> Feed:
+    """The feed of an order; by default the one that serves it best, or that the objective trains."""
+    config = {"kind": "auto"} | dict(config)
+    if isinstance(objective, Masked) and config["kind"] == "auto":
+        config["kind"] = "mask"
+    if order.adaptive and config["kind"] != "mask":
+        raise UsageError("config.sampling.order.adaptive needs feed 'mask', which config.objective.kind='masked' trains.")
+    resampled = getattr(tokenizer, "resample_channels", 0) > 0
+    return build(FEEDS, config, "feed", order=order, num_prefix=num_prefix, resampled=resampled)
 
 
 def check_sections(config: Mapping[str, Any], needed: Iterable[str]) -> None:
@@ -242,13 +309,13 @@ def _check_objective(objective: Objective, tokenizer: Tokenizer) -> None:
         )
 
 
-def _check_fit(remembers: bool, objective: Objective, decoder: Decoder) -> None:
+def _check_fit(remembers: bool, objective: Objective, generator: Generator) -> None:
     if remembers == isinstance(objective, Masked):
         wanted = "feed 'mask' only" if isinstance(objective, Masked) else "no feed 'mask'"
         raise UsageError(
             f"This objective trains {wanted}; set config.feed.kind='auto', or another config.objective.kind."
         )
-    deaf = [type(mixer).__name__ for mixer in (make() for make in decoder.mixers) if not mixer.reads_peers]
+    deaf = [type(mixer).__name__ for mixer in (make() for make in generator.decoder.mixers) if not mixer.reads_peers]
     if not remembers and deaf:
         raise UsageError(
             f"mixer {deaf[0].lower()!r} reads earlier tokens only, but feed 'mask' needs all; use mixer 'softmax'."
@@ -262,8 +329,8 @@ def _check_range(settings: Mapping[str, Any]) -> None:
         if value is None:
             continue
         number = value.item() if isinstance(value, np.ndarray | jax.Array) and value.ndim == 0 else value
-        whole = name != "top_k" or isinstance(number, numbers.Integral)
+        whole = name not in WHOLE or isinstance(number, numbers.Integral)
         real = isinstance(number, numbers.Real) and not isinstance(number, bool)
         if not (real and whole and low <= number <= high and number != math.inf):
             limits = f"at least {low}" + (f" and at most {high}" if high < math.inf else "")
-            raise UsageError(f"{name}={value!r} must be a {'' if name != 'top_k' else 'whole '}number of {limits}.")
+            raise UsageError(f"{name}={value!r} must be a {'whole ' if name in WHOLE else ''}number of {limits}.")

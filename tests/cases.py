@@ -14,9 +14,13 @@ from ar_jax.system import System, from_config
 MIXERS: dict[str, dict[str, Any]] = {
     "softmax": dict(kind="softmax", num_heads=2),
     "softmax grouped, normed, biased": dict(
-        kind="softmax", num_heads=4, num_kv_heads=2, qk_norm=True, bias_distance=2, rope_base=0
+        kind="softmax", num_heads=4, num_kv_heads=2, qk_norm="rms", bias_distance=2, rope_base=0
     ),
     "softmax multi-query": dict(kind="softmax", num_heads=2, num_kv_heads=1, bias_distance=3),
+    "softmax as VAR has it": dict(
+        kind="softmax", num_heads=2, rope_base=0, qk_norm="l2", qkv_bias=True, key_bias=False, out_bias=True
+    ),
+    "softmax as LlamaGen has it": dict(kind="softmax", num_heads=2, prefix_rotation="zero", qk_norm="layer"),
     "softmax window": dict(kind="softmax", num_heads=2, window=3),
     "linear": dict(kind="linear", num_heads=2),
     "linear, fixed decay": dict(
@@ -46,11 +50,27 @@ ORDERS: dict[str, dict[str, Any]] = {
     "next_scale": dict(kind="next_scale"),
 }
 FEEDS = ("shift", "query", "resize", "mask")
+BACKBONES: dict[str, dict[str, Any]] = {
+    "decoder": dict(kind="decoder"),
+    "decoder, told the step": dict(
+        kind="decoder", adaln="block", rank_modulation=True, prefix_positions=True, norm="layer", last_norm="plain"
+    ),
+    "decoder, post-norm": dict(kind="decoder", norm="layer", norm_first=False, embed_norm=True, common=True),
+    "two_pass": dict(kind="two_pass"),
+    "masked_autoencoder": dict(kind="masked_autoencoder", decoder_dim=12, decoder_mlp_dim=20, prefix_positions=True),
+    "u_vit": dict(kind="u_vit", activation="gelu_exact", gated=False, mlp_bias=True),
+}
 
 
 @functools.cache
 def tiny(
-    mixer: str = "softmax", order: str = "raster", feed: str = "auto", side: int = 3, levels: int = 3, **changes: Any
+    mixer: str = "softmax",
+    order: str = "raster",
+    feed: str = "auto",
+    backbone: str = "decoder",
+    side: int = 3,
+    levels: int = 3,
+    **changes: Any,
 ) -> System:
     """A system of a few thousand parameters on side x side images of so many grey levels and 3 classes.
 
@@ -65,7 +85,8 @@ def tiny(
         "order": ORDERS[order],
         "feed": {"kind": feed},
         "condition": {"kind": "class"},
-        "model": {"embed_dim": 16, "num_layers": num_layers, "mixer": MIXERS[mixer], "mlp_dim": 24},
+        "model": BACKBONES[backbone]
+        | {"embed_dim": 16, "num_layers": num_layers, "mixer": MIXERS[mixer], "mlp_dim": 24},
         "objective": {"kind": "masked" if feed == "mask" else "next_token"},
     }
     for path, value in changes.items():

@@ -14,21 +14,26 @@ import pytest
 from ar_jax.feeds import FEEDS
 from ar_jax.feeds.protocol import Chunk, Feed
 from ar_jax.mixers import MIXERS
+from ar_jax.models import BACKBONES
 from ar_jax.models.generator import Context
 from ar_jax.orders import ORDERS
 from ar_jax.sampling.loop import walk
 from ar_jax.system import System
 
 BATCH = 2
-CAUSAL = [(m, o, "auto") for m in cases.MIXERS for o in cases.ORDERS]
-CAUSAL += [("softmax", o, f) for o in cases.ORDERS for f in ("shift", "query")]
+CAUSAL = [(m, o, "auto", "decoder") for m in cases.MIXERS for o in cases.ORDERS]
+CAUSAL += [("softmax", o, f, "decoder") for o in cases.ORDERS for f in ("shift", "query")]
+CAUSAL += [("softmax", o, "auto", "decoder, told the step") for o in ("raster", "random", "nearest", "next_scale")]
+CAUSAL += [("softmax", o, "auto", "decoder, post-norm") for o in ("raster", "next_scale")]
+CAUSAL += [("softmax", o, "query", "two_pass") for o in ("raster", "random, in sets", "nearest", "next_scale")]
 # What a mixer reads is the same for every order; who may be read is the order's and the feed's affair: fewer mixers do.
 READERS = ("softmax", "linear", "convolution")
 MASKED = [
-    (m, o, "mask")
+    (m, o, "mask", "decoder")
     for m in ("softmax", "softmax grouped, normed, biased")
     for o in ("random, in sets", "raster", "blocks")
 ]
+MASKED += [("softmax", o, "mask", b) for o in ("random, in sets", "blocks") for b in ("masked_autoencoder", "u_vit")]
 
 
 def context_of(system: System, batch_size: int = BATCH) -> Context:
@@ -47,29 +52,30 @@ def test_every_registered_part_has_a_row() -> None:
     assert {row["kind"] for row in cases.MIXERS.values() if ":" not in row["kind"]} == set(MIXERS)
     assert {row["kind"] for row in cases.ORDERS.values()} == set(ORDERS)
     assert {"auto", *cases.FEEDS} == set(FEEDS)
+    assert {row["kind"] for row in cases.BACKBONES.values()} == set(BACKBONES)
 
 
-@pytest.mark.parametrize(("mixer", "order", "feed"), CAUSAL)
-def test_any_cut_between_steps_gives_the_outputs_of_the_whole(mixer: str, order: str, feed: str) -> None:
-    system = cases.tiny(mixer, order, feed)
-    generator, plan = system.model.generator, system.model.feed
+@pytest.mark.parametrize(("mixer", "order", "feed", "backbone"), CAUSAL)
+def test_any_cut_between_steps_gives_the_outputs_of_the_whole(mixer: str, order: str, feed: str, backbone: str) -> None:
+    system = cases.tiny(mixer, order, feed, backbone)
+    model, plan = system.model, system.model.feed
     half = len(plan.chunks) // 2
 
     @jax.jit
     def outputs(params: Any, values: jax.Array, context: Context) -> tuple[jax.Array, ...]:
-        whole = by_rank(generator.apply(params, values, context, plan.parallel())[0], plan.parallel())
+        whole = by_rank(model.read(params, values, context, plan.parallel())[0], plan.parallel())
 
-        def one_step(carry: Any, step: jax.Array, chunk: Chunk, asked: np.ndarray) -> Any:
+        def one_step(carry: Any, step: Any, chunk: Chunk) -> Any:
             state, out = carry
-            hidden, state = generator.apply(params, values, context, chunk, state)
-            return state, out.at[:, chunk.target[asked]].set(hidden[:, asked])
+            hidden, state = model.read(params, values, context, chunk, state)
+            return state, out.at[:, chunk.answers].set(hidden[:, chunk.asked])
 
-        start = generator.decoder.init_state(BATCH, plan.max_len, plan.max_step_len)
+        start = model.generator.decoder.init_state(BATCH, plan.max_len, plan.max_step_len)
         stepwise = walk(plan, one_step, (start, jnp.zeros_like(whole)))[1]
         state, halves = start, []
         for part in (plan.chunks[:half], plan.chunks[half:]):
             chunk = Feed(part).parallel()
-            hidden, state = generator.apply(params, values, context, chunk, state)
+            hidden, state = model.read(params, values, context, chunk, state)
             halves.append(by_rank(hidden, chunk))
         return whole, stepwise, jnp.concatenate(halves, axis=1)
 
@@ -79,10 +85,12 @@ def test_any_cut_between_steps_gives_the_outputs_of_the_whole(mixer: str, order:
     chex.assert_trees_all_close(halves, whole, atol=1e-4)
 
 
-@pytest.mark.parametrize(("mixer", "order", "feed"), [row for row in CAUSAL if row[0] in READERS] + MASKED)
-def test_no_information_comes_from_the_same_or_a_later_step(mixer: str, order: str, feed: str) -> None:
+@pytest.mark.parametrize(
+    ("mixer", "order", "feed", "backbone"), [row for row in CAUSAL if row[0] in READERS] + MASKED
+)
+def test_no_information_comes_from_the_same_or_a_later_step(mixer: str, order: str, feed: str, backbone: str) -> None:
     """By gradients: with all tokens embedded as floats, the answer for step k does not move with tokens of steps >= k."""
-    system = cases.tiny(mixer, order, feed)
+    system = cases.tiny(mixer, order, feed, backbone)
     model, params = system.model, cases.tiny_params(system)
     values, context = cases.tokens(system, BATCH), context_of(system)
     step_of_rank = np.repeat(np.arange(model.order.num_steps), model.order.sizes)
@@ -91,18 +99,15 @@ def test_no_information_comes_from_the_same_or_a_later_step(mixer: str, order: s
     def answers(values: jax.Array) -> jax.Array:
         """[B, L] log-probabilities of token 0, by rank: what is asked for does not enter but through the input."""
 
-        def one_step(out: jax.Array, step: jax.Array, chunk: Chunk, asked: np.ndarray) -> jax.Array:
-            hidden, _ = model.generator.apply(params, values, context, chunk)
-            return out.at[:, chunk.target[asked]].set(
-                model.generator.apply(params, hidden[:, asked], method="logits")[..., 0]
-            )
+        def one_step(out: jax.Array, step: Any, chunk: Chunk) -> jax.Array:
+            hidden, _ = model.read(params, values, context, chunk)
+            ranks = jnp.where(chunk.answers >= 0, chunk.answers, len(step_of_rank))  # what only pads is dropped
+            return out.at[:, ranks].set(model.ask(params, "__call__", hidden[:, chunk.asked])[..., 0], mode="drop")
 
         if not model.feed.remembers:
             return walk(model.feed, one_step, jnp.zeros(values.shape))
         chunk = model.feed.parallel()
-        return model.generator.apply(
-            params, by_rank(model.generator.apply(params, values, context, chunk)[0], chunk), method="logits"
-        )[..., 0]
+        return model.ask(params, "__call__", by_rank(model.read(params, values, context, chunk)[0], chunk))[..., 0]
 
     def with_change(rank: jax.Array, change: jax.Array) -> jax.Array:
         return answers(values.at[jnp.arange(BATCH), context.slots[:, rank]].add(change) % 3)

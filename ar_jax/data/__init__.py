@@ -8,6 +8,7 @@ from ar_jax.data.npz import load_npz
 from ar_jax.data.protocol import Dataset
 from ar_jax.data.text import load_text
 from ar_jax.data.tfds import load_tfds
+from ar_jax.data.token_shards import load_token_shards
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "digits": load_digits,
@@ -15,4 +16,5 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "npz": load_npz,
     "text": load_text,
     "tfds": load_tfds,
+    "token_shards": load_token_shards,
 }

@@ -58,8 +58,9 @@ def train_iterator(
         raise UsageError(f"batch_size={batch_size} is more than the {len(dataset.train)} training examples; reduce it.")
     if seed < 0:
         raise UsageError(f"seed={seed} is negative; use 0 or more.")
-    if flip and dataset.modality != "image":
-        raise UsageError(f"flip=True mirrors images, but the data set is {dataset.modality}; use flip=False.")
+    if flip and "image" not in dataset.train[0]:
+        found = "tokens" if "tokens" in dataset.train[0] else dataset.modality
+        raise UsageError(f"flip=True mirrors images, but the data set is {found}; use flip=False.")
     batches = _read(_TrainBatches(dataset.train, batch_size, rows, seed, flip), num_threads)
     if num_workers:
         batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))

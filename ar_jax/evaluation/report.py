@@ -59,7 +59,7 @@ def draw_samples(run: Run) -> tuple[list[tuple[str, np.ndarray]], np.ndarray]:
     """Samples in labelled rows of PER_CLASS, and the tokens of all."""
     labels = labels_of(run, PER_CLASS)
     tokens = run.sample_tokens(labels, None if labels is not None else 8 * PER_CLASS, seed=run.config["seed"])
-    data = np.asarray(run.system.tokenizer.decode({}, jnp.asarray(tokens)))
+    data = run.decode(tokens)
     shown = [""] * 8 if labels is None else [run.system.facts.label_names[i] for i in labels[::PER_CLASS]]
     return list(zip(shown, data.reshape(len(shown), PER_CLASS, *data.shape[1:]), strict=True)), tokens
 
@@ -81,7 +81,7 @@ def growing(run: Run, tokens: np.ndarray, index: int, frames: int = 12) -> list[
     Returns:
       Pairs of the number of steps done and the data after them, [H, W, C] or [length].
     """
-    order, order_key = run.system.model.order, jax.random.split(jax.random.key(run.config["seed"]))[0]
+    order, order_key = run.system.sampler.order, jax.random.split(jax.random.key(run.config["seed"]))[0]
     slots = np.asarray(order.slots(order_key, len(tokens)))[index]
     ends = np.cumsum(order.sizes)
     steps = np.unique(np.linspace(1, len(ends), min(frames, len(ends))).round().astype(int))
@@ -89,7 +89,7 @@ def growing(run: Run, tokens: np.ndarray, index: int, frames: int = 12) -> list[
     for row, step in enumerate(steps):
         known[row, slots[: ends[step - 1]]] = True
     again = np.repeat(tokens[index : index + 1], len(steps), axis=0)
-    data = run.system.tokenizer.preview({}, jnp.asarray(again), jnp.asarray(known))
+    data = run.system.tokenizer.preview(run.params["tokenizer"], jnp.asarray(again), jnp.asarray(known))
     return [(int(step), np.asarray(piece)) for step, piece in zip(steps, data, strict=True)]
 
 
@@ -119,7 +119,7 @@ def evaluate(run: Run, data: Dataset, workdir: str | Path) -> dict[str, float]:
     seconds = time.perf_counter() - start
     metrics["tokens_per_second"] = tokens.shape[0] * tokens.shape[1] / seconds
     metrics["seconds_per_sample"] = seconds / len(tokens)
-    metrics["network_evaluations_per_sample"] = run.system.model.order.num_steps
+    metrics["network_evaluations_per_sample"] = run.system.sampler.order.num_steps
     if run.system.facts.modality == "image":
         Image.fromarray(pictures.grid(rows, f"step {run.step}")).save(folder / "samples.png")
         Image.fromarray(growth_strip(run)).save(folder / "growth.png")

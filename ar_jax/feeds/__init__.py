@@ -10,11 +10,11 @@ from ar_jax.orders.protocol import Order
 __all__ = ["FEEDS", "auto"]
 
 
-def auto(order: Order, num_prefix: int) -> Feed:
+def auto(order: Order, num_prefix: int, resampled: bool = False) -> Feed:
     """The feed that serves an order best: shift for one token a step, resize for scales, rows and frames, else query."""
     if max(order.sizes) == 1:
         return shift(order, num_prefix)
-    return resize(order, num_prefix) if follows_first_axis(order) else query(order, num_prefix)
+    return resize(order, num_prefix, resampled) if follows_first_axis(order) else query(order, num_prefix)
 
 
 FEEDS = {"auto": auto, "shift": shift, "query": query, "resize": resize, "mask": mask}

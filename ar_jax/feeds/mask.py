@@ -11,42 +11,69 @@ import numpy as np
 from ar_jax.feeds.protocol import BLANK, NOWHERE, Chunk, Feed, chunk, prefix_source
 from ar_jax.orders.protocol import Order
 
+STEADY = 1.5  # steps stand in one run while the largest has at most so many times the tokens of the smallest
+
 
 def mask(order: Order, num_prefix: int) -> Feed:
-    """Every step is fed the whole sequence, with blanks at its own and all later tokens; nothing is remembered."""
-    ends = np.cumsum(order.sizes)
-    prefix = [prefix_source(p) for p in range(num_prefix)]
-    rank = np.arange(order.length)
+    """Every step is fed the whole sequence, with blanks at its own and all later tokens; nothing is remembered.
+
+    Steps of nearly equal size are padded to the largest of them, and so share a shape.
+    An adaptive order asks for all tokens in every step, and decides after the answers which of them to keep.
+    """
+    sizes = np.asarray(order.sizes)
+    starts = np.cumsum(sizes) - sizes
+    if order.adaptive:
+        return Feed(tuple(_step(order.length, num_prefix, s, order.length - s, order.length) for s in starts), False)
     chunks = []
-    for size, end in zip(order.sizes, ends, strict=True):
-        start = end - size
-        chunks.append(
-            chunk(
-                source=np.concatenate([prefix, np.where(rank < start, rank, BLANK)]),
-                place=np.concatenate([np.full(num_prefix, NOWHERE), rank]),
-                target=np.concatenate(
-                    [np.full(num_prefix, NOWHERE), np.where((rank >= start) & (rank < end), rank, NOWHERE)]
-                ),
-                step=np.zeros(num_prefix + order.length),
-            )
-        )
+    for run in _steady_runs(sizes):
+        last = int(starts[run].max())
+        chunks += [_step(order.length, num_prefix, starts[k], sizes[k], int(sizes[run].max()), last) for k in run]
     return Feed(tuple(chunks), remembers=False)
 
 
-def masked_chunk(length: int, num_prefix: int, known: jax.Array) -> Chunk:
+def _steady_runs(sizes: np.ndarray) -> list[list[int]]:
+    """The steps, cut into runs of nearly equal size."""
+    runs: list[list[int]] = [[0]]
+    for k in range(1, len(sizes)):
+        run = sizes[[*runs[-1], k]]
+        if run.max() <= max(STEADY * run.min(), run.min() + 1):
+            runs[-1].append(k)
+        else:
+            runs.append([k])
+    return runs
+
+
+def _step(length: int, num_prefix: int, start: int, size: int, padded: int, most_known: int | None = None) -> Chunk:
+    """The step that asks for ranks start .. start + size - 1, with answers padded to so many."""
+    rank, prefix = np.arange(length), [prefix_source(p) for p in range(num_prefix)]
+    target = np.where((rank >= start) & (rank < start + size), rank, NOWHERE)
+    asked = np.arange(padded) + (0 if padded == length else start)
+    return chunk(
+        source=np.concatenate([prefix, np.where(rank < start, rank, BLANK)]),
+        place=np.concatenate([np.full(num_prefix, NOWHERE), rank]),
+        target=np.concatenate([np.full(num_prefix, NOWHERE), target]),
+        step=np.zeros(num_prefix + length),
+        asked=np.where(asked < length, num_prefix + asked, 0),  # the prefix, asked for nothing, pads the last step
+        num_known=num_prefix + (length if most_known is None else most_known),
+    )
+
+
+def masked_chunk(length: int, num_prefix: int, known: jax.Array, most_known: int | None = None) -> Chunk:
     """The chunk in which the first `known` ranks have values; every rank is asked for.
 
     Args:
       length: the number of tokens, L.
       num_prefix: the number of prefix tokens, P.
       known: [B] int32, between 0 and L.
+      most_known: no example knows more; L if None.
 
     Returns:
       A chunk with source [B, P + L] and the other arrays [P + L].
     """
     rank = np.arange(length)
     codes = np.concatenate([np.full(num_prefix, NOWHERE), rank])
-    whole = chunk(source=codes, place=codes, target=codes, step=np.zeros(len(codes)))
+    readable = num_prefix + (length if most_known is None else most_known)
+    whole = chunk(source=codes, place=codes, target=codes, step=np.zeros(len(codes)), num_known=readable)
     prefix = jnp.broadcast_to(jnp.asarray([[prefix_source(p) for p in range(num_prefix)]]), (len(known), num_prefix))
     source = jnp.where(rank[None] < known[:, None], rank[None], BLANK)
     return dataclasses.replace(whole, source=jnp.concatenate([prefix, source], axis=1).astype(jnp.int32))

@@ -29,18 +29,27 @@ class Chunk:
       place: [T] int32, the rank whose position the fed token has, or NOWHERE.
       target: [T] int32, the rank that this token's output predicts, or NOWHERE.
       step: [T] int32: a token reads all remembered tokens of the same or an earlier step.
+      asked: [n] int32, which of the T fed tokens answer; one without a target pads the step to the length of its run.
       num_remembered: the first so many tokens enter the state; the others read it and are forgotten.
+      num_known: all tokens behind the first so many are blank.
     """
 
     source: np.ndarray | jax.Array
     place: np.ndarray | jax.Array
     target: np.ndarray | jax.Array
     step: np.ndarray | jax.Array
+    asked: np.ndarray | jax.Array
     num_remembered: int = struct.field(pytree_node=False)
+    num_known: int = struct.field(pytree_node=False)
 
     def __len__(self) -> int:
         """The number of fed tokens, T."""
-        return len(self.source)
+        return self.source.shape[-1]
+
+    @property
+    def answers(self) -> np.ndarray | jax.Array:
+        """[n] int32, the ranks that the asked tokens predict; NOWHERE where one only pads."""
+        return self.target[self.asked]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +59,13 @@ class Feed:
     Attributes:
       chunks: one per step.
       remembers: False if each step starts from an empty state, as with masked models; then no parallel form exists.
+      resampled: what is fed for a rank is not its own token, but what the tokenizer makes of all that is known at its
+        place before its step (VAR).
     """
 
     chunks: tuple[Chunk, ...]
     remembers: bool = True
+    resampled: bool = False
 
     def parallel(self) -> Chunk:
         """All steps at once, for teacher forcing: what is remembered first, then what only reads."""
@@ -61,12 +73,10 @@ class Feed:
             raise UsageError(
                 "feed 'mask' keeps nothing between steps, so it has no parallel form; train it with objective 'masked'."
             )
-        arrays = {
-            k: np.concatenate([getattr(c, k) for c in self.chunks]) for k in ("source", "place", "target", "step")
-        }
         forgotten = np.concatenate([np.arange(len(c)) >= c.num_remembered for c in self.chunks])
         first = np.argsort(forgotten, kind="stable")
-        return Chunk(**{k: v[first] for k, v in arrays.items()}, num_remembered=int((~forgotten).sum()))
+        arrays = {k: np.concatenate([getattr(c, k) for c in self.chunks])[first] for k in _PER_TOKEN}
+        return chunk(**arrays, num_remembered=int((~forgotten).sum()))
 
     @property
     def max_len(self) -> int:
@@ -82,28 +92,44 @@ class Feed:
         """Consecutive steps of one shape, which one scan can walk.
 
         Yields:
-          The number of the run's first step, and a chunk whose arrays are [steps, T]; its targets stand at the same
-          places in every step.
+          The number of the run's first step, and a chunk whose arrays are [steps, ...].
         """
         first = 0
         for i in range(1, len(self.chunks) + 1):
-            if i == len(self.chunks) or _shape(self.chunks[i]) != _shape(self.chunks[first]):
+            # The tokenizer has to know which ranks it resamples while the program is built: such steps are runs of one.
+            if i == len(self.chunks) or self.resampled or _shape(self.chunks[i]) != _shape(self.chunks[first]):
                 yield first, jax.tree.map(lambda *a: np.stack(a), *self.chunks[first:i])
                 first = i
 
 
-def _shape(chunk: Chunk) -> tuple[object, ...]:
-    return chunk.num_remembered, tuple((np.asarray(chunk.target) >= 0).tolist())
+_PER_TOKEN = ("source", "place", "target", "step")
+
+
+def _shape(chunk: Chunk) -> tuple[int, ...]:
+    return len(chunk), len(chunk.asked), chunk.num_remembered, chunk.num_known
 
 
 Ints = Sequence[int] | np.ndarray
 
 
-def chunk(source: Ints, place: Ints, target: Ints, step: Ints, num_remembered: int | None = None) -> Chunk:
-    """A chunk from plain sequences; everything is remembered unless told otherwise."""
+def chunk(
+    source: Ints,
+    place: Ints,
+    target: Ints,
+    step: Ints,
+    num_remembered: int | None = None,
+    asked: Ints | None = None,
+    num_known: int | None = None,
+) -> Chunk:
+    """A chunk from plain sequences: unless told otherwise all is remembered, and every token with a target answers."""
     arrays = {"source": source, "place": place, "target": target, "step": step}
-    remembered = len(source) if num_remembered is None else num_remembered
-    return Chunk(**{k: np.asarray(v, np.int32) for k, v in arrays.items()}, num_remembered=remembered)
+    answering = np.flatnonzero(np.asarray(target) >= 0) if asked is None else asked
+    return Chunk(
+        **{k: np.asarray(v, np.int32) for k, v in arrays.items()},
+        asked=np.asarray(answering, np.int32),
+        num_remembered=len(source) if num_remembered is None else num_remembered,
+        num_known=len(source) if num_known is None else num_known,
+    )
 
 
 def groups(sizes: Sequence[int]) -> list[np.ndarray]:
@@ -111,13 +137,26 @@ def groups(sizes: Sequence[int]) -> list[np.ndarray]:
     return np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
 
 
-def opening(num_prefix: int, size: int) -> Chunk:
-    """Step 0 where outputs stand on fed tokens: the prefix, its last token once for each of the step's targets."""
-    lead = [prefix_source(p) for p in range(num_prefix - 1)]
-    ranks = list(range(size))
+def prefix_steps(num_prefix: int) -> np.ndarray:
+    """The steps of the prefix, which is read from its first token to its last: the last is of step 0, as the first answers."""
+    return np.arange(1 - num_prefix, 1)
+
+
+def opening(num_prefix: int, size: int, placed: bool) -> Chunk:
+    """Step 0 where outputs stand on fed tokens: the last prefix tokens answer, one of them several times if they are few.
+
+    Args:
+      num_prefix: prefix tokens, P.
+      size: tokens of the first step.
+      placed: the answering tokens have the positions that they answer for; without it only where there are several.
+    """
+    num_lead = max(num_prefix - size, 0) if num_prefix >= size else num_prefix - 1
+    answering = np.minimum(num_lead + np.arange(size), num_prefix - 1)
+    ranks = np.arange(size)
+    nowhere = np.full(num_lead, NOWHERE)
     return chunk(
-        source=lead + [prefix_source(num_prefix - 1)] * size,
-        place=[NOWHERE] * len(lead) + (ranks if size > 1 else [NOWHERE]),
-        target=[NOWHERE] * len(lead) + ranks,
-        step=[0] * (len(lead) + size),
+        source=[prefix_source(int(p)) for p in (*range(num_lead), *answering)],
+        place=np.concatenate([nowhere, ranks if placed or size > 1 else [NOWHERE]]),
+        target=np.concatenate([nowhere, ranks]),
+        step=np.concatenate([np.arange(-num_lead, 0), np.zeros(size)]),
     )

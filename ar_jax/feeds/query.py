@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ar_jax.feeds.protocol import BLANK, NOWHERE, Feed, chunk, groups, prefix_source
+from ar_jax.feeds.protocol import BLANK, NOWHERE, Feed, chunk, groups, prefix_source, prefix_steps
 from ar_jax.orders.protocol import Order
 
 
@@ -23,7 +23,9 @@ def query(order: Order, num_prefix: int) -> Feed:
                 source=np.concatenate([content, np.full(len(now), BLANK)]),
                 place=np.concatenate([place, now]),
                 target=np.concatenate([np.full(len(content), NOWHERE), now]),
-                step=np.full(len(content) + len(now), step),
+                step=np.concatenate(
+                    [np.full(len(content), step) if step else prefix_steps(num_prefix), np.full(len(now), step)]
+                ),
                 num_remembered=len(content),
             )
         )

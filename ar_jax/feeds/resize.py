@@ -17,8 +17,13 @@ def follows_first_axis(order: Order) -> bool:
     return not order.shuffled and order.position.shape[1] > 1 and np.array_equal(order.step, order.position[:, 0])
 
 
-def resize(order: Order, num_prefix: int) -> Feed:
+def resize(order: Order, num_prefix: int, resampled: bool = False) -> Feed:
     """Step k is fed, for each of its cells, the token of scale k-1 whose cell covers it, placed where the answer goes.
+
+    Args:
+      order: its steps are the indices of its first axis.
+      num_prefix: prefix tokens.
+      resampled: the tokenizer itself gives what is fed for each cell, from all scales before (VAR, arXiv:2404.02905).
 
     Raises:
       UsageError: the steps of the order are not the scales, frames or rows.
@@ -29,11 +34,11 @@ def resize(order: Order, num_prefix: int) -> Feed:
         )
     slots = np.argsort(order.step, kind="stable")
     ranks = groups(order.sizes)
-    chunks = [opening(num_prefix, len(ranks[0]))]
+    chunks = [opening(num_prefix, len(ranks[0]), placed=resampled)]
     for step, (before, now) in enumerate(zip(ranks, ranks[1:], strict=False), start=1):
-        source = before[_covering(order.position[slots[before], 1:], order.position[slots[now], 1:])]
-        chunks.append(chunk(source, place=now, target=now, step=np.full(len(now), step)))
-    return Feed(tuple(chunks))
+        covering = before[_covering(order.position[slots[before], 1:], order.position[slots[now], 1:])]
+        chunks.append(chunk(now if resampled else covering, place=now, target=now, step=np.full(len(now), step)))
+    return Feed(tuple(chunks), resampled=resampled)
 
 
 def _covering(coarse: np.ndarray, fine: np.ndarray) -> np.ndarray:

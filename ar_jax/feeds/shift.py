@@ -15,7 +15,7 @@ def shift(order: Order, num_prefix: int) -> Feed:
     are asked for nothing: none is left out, so nothing known is hidden from the model.
     """
     ranks = groups(order.sizes)
-    chunks = [opening(num_prefix, len(ranks[0]))]
+    chunks = [opening(num_prefix, len(ranks[0]), placed=False)]
     for step, (before, now) in enumerate(zip(ranks, ranks[1:], strict=False), start=1):
         length = max(len(before), len(now))
         source = before[np.arange(length) * len(before) // length]

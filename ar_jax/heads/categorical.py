@@ -8,20 +8,26 @@ from flax import linen as nn
 from jax import Array
 
 from ar_jax.heads.filters import draw
+from ar_jax.heads.noise import Noise
 from ar_jax.heads.protocol import Sampling
 
 
 class Categorical(nn.Module):
-    """p(token | h) = softmax(h W + b). Logits and losses are float32."""
+    """p(token | h) = softmax(h W + b), or without b. Logits and losses are float32."""
 
     vocab_size: int
+    use_bias: bool = True
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
         """The projection; zeros make the first prediction uniform."""
         self.logits = nn.Dense(
-            self.vocab_size, kernel_init=nn.initializers.zeros, dtype=self.dtype, param_dtype=self.param_dtype
+            self.vocab_size,
+            use_bias=self.use_bias,
+            kernel_init=nn.initializers.zeros,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
         )
 
     def __call__(self, hidden: Array) -> Array:
@@ -56,14 +62,30 @@ class Categorical(nn.Module):
     def sample(
         self,
         hidden: Array,
-        key: Array,
+        noise: Noise,
         settings: Sampling,
         unguided: Array | None = None,
         guidance_scale: Array | float = 1.0,
     ) -> Array:
         """See Head; int32 [B, T]. Guided logits are u + scale (c - u)."""
+        return draw(noise, self._guided(hidden, unguided, guidance_scale), settings)
+
+    def sample_with_confidence(
+        self,
+        hidden: Array,
+        noise: Noise,
+        settings: Sampling,
+        unguided: Array | None = None,
+        guidance_scale: Array | float = 1.0,
+    ) -> tuple[Array, Array]:
+        """As `sample`, and the guided logit of each token drawn, [B, T] float32, by which MaskGIT chooses what to keep."""
+        logits = self._guided(hidden, unguided, guidance_scale)
+        drawn = draw(noise, logits, settings)
+        return drawn, jnp.take_along_axis(logits, drawn[..., None], axis=-1)[..., 0]
+
+    def _guided(self, hidden: Array, unguided: Array | None, guidance_scale: Array | float) -> Array:
         logits = self(hidden)
-        if unguided is not None:
-            without = self(unguided)
-            logits = without + guidance_scale * (logits - without)
-        return draw(key, logits, settings)
+        if unguided is None:
+            return logits
+        without = self(unguided)
+        return without + guidance_scale * (logits - without)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ar_jax.config import UsageError
+from ar_jax.heads.noise import Noise
 from ar_jax.heads.protocol import Sampling
 
 
@@ -37,7 +39,13 @@ def filtered(logits: Array, settings: Sampling) -> Array:
     return logits
 
 
-def draw(key: Array, logits: Array, settings: Sampling) -> Array:
-    """Tokens [...] int32 from logits [..., V]; temperature 0 takes the likeliest."""
-    drawn = jax.random.categorical(key, filtered(logits, settings), axis=-1)
+def draw(noise: Noise, logits: Array, settings: Sampling) -> Array:
+    """Tokens [...] int32 from logits [..., V] and the noise "token"; temperature 0 takes the likeliest."""
+    drawn = (filtered(logits, settings) + noise.gumbel("token", logits.shape)).argmax(axis=-1)
     return jnp.where(jnp.asarray(settings.temperature) > 0, drawn, logits.argmax(axis=-1)).astype(jnp.int32)
+
+
+def check_no_filters(settings: Sampling, head: str) -> None:
+    """Raises UsageError where settings filter a vocabulary, which the tokens of this head do not have."""
+    if not (settings.top_k is None and settings.top_p is None and settings.min_p is None):
+        raise UsageError(f"top_k, top_p and min_p filter a vocabulary; head {head!r} takes a temperature only.")

@@ -8,6 +8,8 @@ from flax import linen as nn
 from jax import Array
 
 from ar_jax.config import UsageError
+from ar_jax.heads.filters import check_no_filters
+from ar_jax.heads.noise import Noise
 from ar_jax.heads.protocol import Sampling
 
 
@@ -61,7 +63,7 @@ class GaussianMixture(nn.Module):
     def sample(
         self,
         hidden: Array,
-        key: Array,
+        noise: Noise,
         settings: Sampling,
         unguided: Array | None = None,
         guidance_scale: Array | float = 1.0,
@@ -71,22 +73,19 @@ class GaussianMixture(nn.Module):
         Raises:
           UsageError: a top_k, top_p or min_p filter.
         """
-        if not (settings.top_k is None and settings.top_p is None and settings.min_p is None):
-            raise UsageError(
-                "top_k, top_p and min_p filter a vocabulary; head 'gaussian_mixture' takes a temperature only."
-            )
+        check_no_filters(settings, "gaussian_mixture")
         mixture = self(hidden)
-        pick, noise, choice = jax.random.split(key, 3)
         candidates = 1 if unguided is None else self.num_candidates
         log_weights, means, scales = mixture
-        component = jax.random.categorical(pick, log_weights, axis=-1, shape=(candidates, *log_weights.shape[:-1]))
+        picks = noise.gumbel("component", (candidates, *log_weights.shape))
+        component = (log_weights[None] + picks).argmax(axis=-1)  # [candidates, B, T]
         index = jnp.moveaxis(component, 0, -1)[..., None]  # [B, T, candidates, 1]
         mean, scale = jnp.take_along_axis(means, index, axis=-2), jnp.take_along_axis(scales, index, axis=-2)
-        x = mean + settings.temperature * scale * jax.random.normal(noise, mean.shape)
+        x = mean + settings.temperature * scale * noise.normal("value", mean.shape)
         if unguided is None:
             return x[..., 0, :]
         gain = (guidance_scale - 1) * (_log_density(mixture, x) - _log_density(self(unguided), x))
-        best = jax.random.categorical(choice, gain, axis=-1)
+        best = (gain + noise.gumbel("candidate", gain.shape)).argmax(axis=-1)
         return jnp.take_along_axis(x, best[..., None, None], axis=-2)[..., 0, :]
 
 

@@ -8,6 +8,8 @@ from flax import struct
 from jax import Array
 from jax.typing import ArrayLike
 
+from ar_jax.heads.noise import Noise
+
 
 @struct.dataclass
 class Sampling:
@@ -36,14 +38,26 @@ class Head(Protocol):
         """What training minimises, in nats per token where that exists: hidden [B, T, D], target [B, T, ...] to [B, T]."""
 
     def log_prob(self, hidden: Array, target: Array) -> Array:
-        """Exact log-likelihood (density) in nats, [B, T]."""
+        """Exact log-likelihood (density) in nats, [B, T].
+
+        Raises:
+          UsageError: the head has none.
+        """
 
     def sample(
         self,
         hidden: Array,
-        key: Array,
+        noise: Noise,
         settings: Sampling,
         unguided: Array | None = None,
         guidance_scale: Array | float = 1.0,
     ) -> Array:
-        """Draws tokens [B, T, ...]; `unguided` are the hidden vectors without the condition."""
+        """Draws tokens [B, T, ...].
+
+        Args:
+          hidden: [B, T, D].
+          noise: all that is random about the draw.
+          settings: temperature and filters.
+          unguided: [B, T, D], the hidden vectors without the condition; None draws without guidance.
+          guidance_scale: 1 is the conditional distribution, 0 the unconditional one.
+        """

@@ -12,7 +12,7 @@ from jax import Array
 
 from ar_jax.config import UsageError
 from ar_jax.kernels.dense import Dense
-from ar_jax.mixers.protocol import Tokens, take
+from ar_jax.mixers.protocol import NEVER, Tokens, take
 
 
 @struct.dataclass
@@ -62,6 +62,8 @@ class Convolution(nn.Module):
         """See Mixer. Tokens of one step read each other in the order they are fed."""
         reach, n = self.width - 1, tokens.num_remembered
         values, filters = self.value(x), self.filters.astype(self.dtype)[:, None, None]
+        if tokens.padded:
+            values = jnp.where((tokens.step < NEVER)[..., None], values, 0)
         before = self.init_state(x.shape[0], 0, 0) if state is None else state
         oldest_first = (before.count + jnp.arange(reach)) % reach
         line = jnp.concatenate(

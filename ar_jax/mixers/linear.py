@@ -80,14 +80,14 @@ class Linear(nn.Module):
     def __call__(self, x: Array, tokens: Tokens, state: Array | None = None) -> tuple[Array, Array | None]:
         """See Mixer. Tokens of one step read each other in the order they are fed."""
         forward, backward, remembered = time_order(tokens)
-        queries_ride_along = tokens.num_remembered < x.shape[1]
-        if queries_ride_along:
+        some_leave_no_trace = tokens.num_remembered < x.shape[1] or tokens.padded
+        if some_leave_no_trace:
             x = take(x, forward)
         phi = FEATURE_MAPS[self.feature_map]
         q, k, v = (split_heads(project(x), self.num_heads) for project in (self.query, self.key, self.value))
         q, k = phi(q * self.dims[1] ** -0.5), phi(k)
         log_decay = self._log_decay(x)
-        if queries_ride_along:  # a query writes nothing, and time stands still for it
+        if some_leave_no_trace:  # a query or padding writes nothing, and time stands still for it
             k = jnp.where(remembered[..., None, None], k, 0)
             log_decay = None if log_decay is None else jnp.where(remembered[..., None], log_decay, 0)
         if self.normalize:
@@ -106,7 +106,7 @@ class Linear(nn.Module):
         else:
             out = self.norm(out)
         out = self.out(merge_heads(out))
-        return (take(out, backward) if queries_ride_along else out), (None if state is None else after)
+        return (take(out, backward) if some_leave_no_trace else out), (None if state is None else after)
 
     def _log_decay(self, x: Array) -> Array | None:
         """[B, T, N] nats, or None."""

@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax import Array
 
 
-def rotate(x: Array, position: Array, base: float) -> Array:
+def rotate(x: Array, position: Array, base: float, erase_placeless: bool = False) -> Array:
     """Rotary position embedding on D axes (RoFormer, arXiv:2104.09864): channel pairs turn by an angle per position.
 
     The pairs (0, 1), (2, 3), ... are dealt to the axes in equal parts; pair j of an axis with P pairs turns by
@@ -18,6 +18,7 @@ def rotate(x: Array, position: Array, base: float) -> Array:
       x: [B, T, N, H] with H even.
       position: [B or 1, T, D] int32.
       base: the ratio of the slowest to the fastest wavelength, roughly.
+      erase_placeless: a token without a place becomes zero instead.
     """
     num_axes, pairs = position.shape[-1], x.shape[-1] // 2
     counts = [pairs // num_axes + (axis < pairs % num_axes) for axis in range(num_axes)]
@@ -26,6 +27,9 @@ def rotate(x: Array, position: Array, base: float) -> Array:
     angle = jnp.maximum(position, 0).astype(jnp.float32)[:, :, axis] * speed[None, None]  # [B, T, pairs]
     cos, sin = jnp.cos(angle)[:, :, None, :], jnp.sin(angle)[:, :, None, :]
     even, odd = x[..., 0::2].astype(jnp.float32), x[..., 1::2].astype(jnp.float32)
+    if erase_placeless:
+        placed = (position >= 0).all(axis=-1)[:, :, None, None]
+        cos, sin = cos * placed, sin * placed
     turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
     return turned.reshape(x.shape).astype(x.dtype)
 

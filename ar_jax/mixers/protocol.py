@@ -10,6 +10,7 @@ from flax import struct
 from jax import Array
 
 State = Any  # an explicit pytree of arrays
+NEVER = 2**30  # the step of padding, and of empty places in a cache: later than all others, so that nobody reads them
 
 
 @struct.dataclass
@@ -17,14 +18,33 @@ class Tokens:
     """When and where each fed token is. Pieces may be cut between steps, never inside one.
 
     Attributes:
-      step: [B or 1, T] int32: a token may read all remembered tokens of the same and of earlier steps.
+      step: [B or 1, T] int32: a token may read all remembered tokens of the same and of earlier steps. Padding has step
+        NEVER: no other token reads it.
       position: [B or 1, T, D] int32 coordinates; -1 for a token without a place.
       num_remembered: the first so many tokens enter the state; the others (queries) read it and leave no trace.
+      row: [B or 1, T] int32, the token's row in a table of all places: the prefix tokens, then the slots; None where no
+        model asks.
+      blank: [B or 1, T] bool, tokens that carry no value; None where there are none.
+      num_known: the tokens behind the first so many are all blank; None where that is not known.
+      padded: some tokens may be padding.
     """
 
     step: Array
     position: Array
     num_remembered: int = struct.field(pytree_node=False)
+    row: Array | None = None
+    blank: Array | None = None
+    num_known: int | None = struct.field(pytree_node=False, default=None)
+    padded: bool = struct.field(pytree_node=False, default=False)
+
+    def part(self, piece: slice) -> Tokens:
+        """The tokens of a piece [start:stop] of the sequence."""
+        start, stop, _ = piece.indices(self.position.shape[1])
+        cut = jax.tree.map(lambda a: a[:, piece], self)
+        return cut.replace(
+            num_remembered=min(max(self.num_remembered - start, 0), stop - start),
+            num_known=None if self.num_known is None else min(max(self.num_known - start, 0), stop - start),
+        )
 
 
 class Mixer(Protocol):
@@ -46,10 +66,12 @@ def time_order(tokens: Tokens) -> tuple[Array, Array, Array]:
     """The fed tokens sorted by step, for mixers that read a sequence from its start to its end.
 
     Returns:
-      Three arrays [B or 1, T]: the permutation into time order, its inverse, and (in time order) which tokens are remembered.
+      Three arrays [B or 1, T]: the permutation into time order, its inverse, and (in time order) which tokens are remembered:
+      not the queries, nor padding.
     """
     forward = jnp.argsort(tokens.step, axis=1, stable=True)
-    return forward, jnp.argsort(forward, axis=1), forward < tokens.num_remembered
+    remembered = (forward < tokens.num_remembered) & (jnp.take_along_axis(tokens.step, forward, axis=1) < NEVER)
+    return forward, jnp.argsort(forward, axis=1), remembered
 
 
 def take(a: Array, index: Array) -> Array:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from flax import struct
 from jax import Array
 
-from ar_jax.config import UsageError
+from ar_jax.config import UsageError, choose
 from ar_jax.kernels.dense import Dense
 from ar_jax.kernels.step_attention import step_attention
+from ar_jax.mixers.norms import make_norm
 from ar_jax.mixers.positions import RelativeBias, rotate
-from ar_jax.mixers.protocol import Tokens, merge_heads, split_heads
+from ar_jax.mixers.protocol import NEVER, Tokens, merge_heads, split_heads
 
-UNSEEN = np.iinfo(np.int32).max  # the step of an empty place in the cache: later than every query
+QK_NORMS = ("none", "rms", "layer", "l2")
+PREFIX_ROTATIONS = ("identity", "zero")
 
 
 @struct.dataclass
@@ -60,7 +62,14 @@ class Softmax(nn.Module):
       num_kv_heads: key and value heads, a divisor of num_heads; None takes num_heads.
       head_dim: embed_dim / num_heads if None.
       rope_base: base of the rotary embedding over all axes of the position; 0 turns nothing.
-      qk_norm: RMS-normalise queries and keys per head (arXiv:2302.05442).
+      prefix_rotation: what becomes of tokens without a place: "identity" leaves them, "zero" makes their queries and keys
+        zero vectors, as LlamaGen's table does (arXiv:2406.06525): they read evenly, and enter every softmax with logit 0.
+      qk_norm: how queries and keys are normalised per head (arXiv:2302.05442): "none", "rms", "layer", or "l2": to unit
+        length, the logits times a learned factor of at most 100 (VAR, arXiv:2404.02905).
+      norm_epsilon: of these norms.
+      logit_scale: factor of the logits; None takes 1 / sqrt(head_dim).
+      qkv_bias: queries, keys and values have a bias; key_bias = False leaves it out of the keys.
+      out_bias: the last projection has one.
       bias_distance: reach of a learned relative bias per axis; 0 has none.
       window: only the last so many steps are read, and the state is a ring buffer; 0 reads all.
     """
@@ -70,7 +79,13 @@ class Softmax(nn.Module):
     num_kv_heads: int | None = None
     head_dim: int | None = None
     rope_base: float = 10000.0
-    qk_norm: bool = False
+    prefix_rotation: str = "identity"
+    qk_norm: str = "none"
+    norm_epsilon: float = 1e-6
+    logit_scale: float | None = None
+    qkv_bias: bool = False
+    key_bias: bool = True
+    out_bias: bool = False
     bias_distance: int = 0
     window: int = 0
     position_axes: int = 0
@@ -101,12 +116,19 @@ class Softmax(nn.Module):
     def setup(self) -> None:
         """Projections as matrices: [D, heads H] and back."""
         heads, shared, head_dim = self.dims
-        dense = functools.partial(Dense, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype)
-        self.query, self.key, self.value = dense(heads * head_dim), dense(shared * head_dim), dense(shared * head_dim)
-        self.out = dense(self.embed_dim)
-        if self.qk_norm:
-            self.query_norm = nn.RMSNorm(dtype=self.dtype, param_dtype=self.param_dtype)
-            self.key_norm = nn.RMSNorm(dtype=self.dtype, param_dtype=self.param_dtype)
+        for name, known in (("qk_norm", QK_NORMS), ("prefix_rotation", PREFIX_ROTATIONS)):
+            choose(dict.fromkeys(known), getattr(self, name), f"model.mixer.{name}")
+        dense = functools.partial(Dense, dtype=self.dtype, param_dtype=self.param_dtype)
+        self.query = dense(heads * head_dim, use_bias=self.qkv_bias)
+        self.key = dense(shared * head_dim, use_bias=self.qkv_bias and self.key_bias)
+        self.value = dense(shared * head_dim, use_bias=self.qkv_bias)
+        self.out = dense(self.embed_dim, use_bias=self.out_bias)
+        if self.qk_norm in ("rms", "layer"):
+            norm = make_norm(self.qk_norm, self.norm_epsilon, self.dtype, self.param_dtype)
+            self.query_norm, self.key_norm = norm(), norm()
+        if self.qk_norm == "l2":
+            start = nn.initializers.constant(math.log(4))
+            self.log_scale = self.param("log_scale", start, (heads,), self.param_dtype)
         if self.bias_distance:
             self.bias = RelativeBias(heads, self.bias_distance, self.param_dtype)
 
@@ -119,23 +141,40 @@ class Softmax(nn.Module):
         position = jnp.zeros((batch_size, size, self.position_axes if self.bias_distance else 0), jnp.int32)
         # Two arrays, not one twice: a sampler donates its state, and a buffer can be donated only once.
         return Cache(
-            entries, jnp.zeros_like(entries), jnp.full((batch_size, size), UNSEEN), position, jnp.zeros((), jnp.int32)
+            entries, jnp.zeros_like(entries), jnp.full((batch_size, size), NEVER), position, jnp.zeros((), jnp.int32)
         )
 
     def __call__(self, x: Array, tokens: Tokens, state: Cache | None = None) -> tuple[Array, Cache | None]:
         """See Mixer."""
-        q = split_heads(self.query(x), self.num_heads)
-        if self.qk_norm:
-            q = self.query_norm(q)
-        if self.rope_base:
-            q = rotate(q, tokens.position, self.rope_base)
-        new = self._entries(x, tokens)
+        new = self.entries(x, tokens)
         if state is None:
             readable = new
         elif self.window:  # the ring still needs what this piece would overwrite
             readable, state = jax.tree.map(_join, state, new), state.append(new)
         else:
             readable = state = state.append(new)
+        return self.attend(x, tokens, readable), state
+
+    def entries(self, x: Array, tokens: Tokens) -> Cache:
+        """What the remembered tokens of x [B, T, D] leave in a cache."""
+        n = tokens.num_remembered
+        x, step, position = x[:, :n], tokens.step[:, :n], tokens.position[:, :n]
+        k = self._normed(split_heads(self.key(x), self.dims[1]), "key")
+        if self.rope_base:
+            k = rotate(k, position, self.rope_base, self.prefix_rotation == "zero")
+        return Cache(
+            k,
+            split_heads(self.value(x), self.dims[1]),
+            step,
+            position if self.bias_distance else position[..., :0],
+            jnp.zeros((), jnp.int32),
+        )
+
+    def attend(self, x: Array, tokens: Tokens, readable: Cache) -> Array:
+        """What tokens x [B, T, D] read in a cache, [B, T, D]."""
+        q = self._normed(split_heads(self.query(x), self.num_heads), "query")
+        if self.rope_base:
+            q = rotate(q, tokens.position, self.rope_base, self.prefix_rotation == "zero")
         bias = self.bias(tokens.position, readable.position) if self.bias_distance else None
         out = step_attention(
             q,
@@ -145,27 +184,22 @@ class Softmax(nn.Module):
             readable.step,
             window=self.window or None,
             bias=bias,
+            scale=1.0 if self.qk_norm == "l2" else self.logit_scale,
             implementation=self.implementation,
         )
-        return self.out(merge_heads(out)), state
+        return self.out(merge_heads(out))
 
-    def _entries(self, x: Array, tokens: Tokens) -> Cache:
-        """What the remembered tokens of x leave in the cache."""
-        n = tokens.num_remembered
-        x, step, position = x[:, :n], tokens.step[:, :n], tokens.position[:, :n]
-        k = split_heads(self.key(x), self.dims[1])
-        if self.qk_norm:
-            k = self.key_norm(k)
-        if self.rope_base:
-            k = rotate(k, position, self.rope_base)
-        return Cache(
-            k,
-            split_heads(self.value(x), self.dims[1]),
-            step,
-            position if self.bias_distance else position[..., :0],
-            jnp.zeros((), jnp.int32),
-        )
-
+    def _normed(self, x: Array, kind: str) -> Array:
+        """Queries or keys [B, T, heads, H], normalised."""
+        if self.qk_norm == "none":
+            return x
+        if self.qk_norm != "l2":
+            return self.query_norm(x) if kind == "query" else self.key_norm(x)
+        x = x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), 1e-24))
+        if kind == "key":
+            return x
+        scale = jnp.exp(jnp.minimum(self.log_scale, math.log(100)))
+        return x * scale[None, None, :, None].astype(x.dtype)
 
 def _join(old: Array, new: Array) -> Array:
     return (

@@ -1,5 +1,8 @@
-"""Models: how mixers are stacked. A new backbone is one file and a line in this table."""
+"""Backbones: how mixers are stacked. A new backbone is one file and a line in this table."""
 
-from ar_jax.models.decoder_only import decoder_only
+from ar_jax.models.decoder import Decoder
+from ar_jax.models.masked_autoencoder import MaskedAutoencoder
+from ar_jax.models.two_pass import TwoPass
+from ar_jax.models.u_vit import UViT
 
-MODELS = {"decoder": decoder_only}
+BACKBONES = {"decoder": Decoder, "two_pass": TwoPass, "masked_autoencoder": MaskedAutoencoder, "u_vit": UViT}

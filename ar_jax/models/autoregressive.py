@@ -3,66 +3,98 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
+from ar_jax.config import UsageError
 from ar_jax.feeds.mask import masked_chunk
 from ar_jax.feeds.protocol import Chunk, Feed
-from ar_jax.mixers.protocol import State
-from ar_jax.models.generator import Context, Generator
+from ar_jax.mixers.protocol import State, take
+from ar_jax.models.conditioning import Condition
+from ar_jax.models.generator import Context, Generator, slots_of
 from ar_jax.orders.protocol import Order
 
 Params = Any
+Resample = Callable[[Params, Array, np.ndarray], Array]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Autoregressive:
     """p(x) = prod_k p(x[G_k] | x[G_<k]).
 
+    Parameters are a mapping: "generator" are the network's, "tokenizer" the tokenizer's (for a resampled feed only).
+
     Attributes:
       generator: the network.
       order: the groups G_k.
       feed: what the network is given in step k.
+      token_shape: () where tokens are numbers, (C,) where they are vectors.
+      resample: for a resampled feed, the tokenizer's function of its parameters, values [B, L] and n slots: what is known
+        at these slots before their step, [B, n, C].
     """
 
     generator: Generator
     order: Order
     feed: Feed
+    token_shape: tuple[int, ...] = ()
+    resample: Resample | None = None
 
     def init(self, key: Array) -> Params:
-        """Fresh parameters."""
-        context = self.context(key, 1)
-        values = self.empty_values(1)
+        """Fresh parameters of the network."""
+        context, values = self.context(key, 1), self.empty_values(1)
         chunk = (
             self.feed.parallel()
             if self.feed.remembers
             else masked_chunk(self.order.length, self.num_prefix, jnp.zeros(1, jnp.int32))
         )
-        return self.generator.init(key, values, context, chunk, values, key, method="init_all")
+        content = jnp.zeros((1, len(chunk), *self._content_shape), self._content_dtype)
+        variables = self.generator.init(key, content, context, chunk, values, key, method="init_all")
+        return {"generator": variables["params"]}
 
     @property
     def num_prefix(self) -> int:
         """The number of prefix tokens."""
         return self.generator.condition.num_tokens
 
+    @property
+    def _content_shape(self) -> tuple[int, ...]:
+        return () if self.generator.vocab_size else (self.generator.channels,)
+
+    @property
+    def _content_dtype(self) -> Any:
+        return jnp.int32 if self.generator.vocab_size else jnp.float32
+
     def empty_values(self, batch_size: int) -> Array:
         """Zeros on all slots, [B, L] int32 or [B, L, C] float32."""
-        if self.generator.vocab_size:
-            return jnp.zeros((batch_size, self.order.length), jnp.int32)
-        return jnp.zeros((batch_size, self.order.length, self.generator.channels), jnp.float32)
+        dtype = jnp.float32 if self.token_shape else jnp.int32
+        return jnp.zeros((batch_size, self.order.length, *self.token_shape), dtype)
+
+    def with_order(self, order: Order, feed: Feed) -> Autoregressive:
+        """The same network, sampled in another order.
+
+        Raises:
+          UsageError: the order fills other places, or the feed needs what this network does not have.
+        """
+        if not np.array_equal(order.position, self.order.position):
+            raise UsageError("config.sampling.order fills other places than config.order; choose an order of the same grid.")
+        if feed.remembers != self.feed.remembers or feed.resampled != self.feed.resampled:
+            raise UsageError("config.sampling.order needs another feed than the model was trained with; choose another.")
+        return dataclasses.replace(self, order=order, feed=feed)
 
     def context(
-        self, key: Array | None, batch_size: int, condition: Array | None = None, drop_rate: float = 0.0
+        self, key: Array | None, batch_size: int, condition: Condition = None, drop_rate: float = 0.0
     ) -> Context:
         """Draws the order of each example, and which of them lose their condition.
 
         Args:
           key: for shuffled orders and drop_rate > 0.
           batch_size: B.
-          condition: see Context.
+          condition: see `Condition`.
           drop_rate: the probability that an example's condition is withheld.
         """
         order_key, drop_key = (None, None) if key is None else jax.random.split(key)
@@ -80,10 +112,33 @@ class Autoregressive:
         state: State | None = None,
         dropout_key: Array | None = None,
     ) -> tuple[Array, State | None]:
-        """The network's hidden vectors for a chunk, and the state after it; see `Generator.__call__`."""
-        rngs = None if dropout_key is None else {"dropout": dropout_key}
-        return cast(Any, self.generator.apply(params, values, context, chunk, state, dropout_key is None, rngs=rngs))
+        """The network's hidden vectors for a chunk, and the state after it; see `Generator.__call__`.
 
-    def ask(self, params: Params, method: str, *args: Any) -> Array:
-        """Calls the head: "loss", "log_prob", "sample" or "logits" of hidden vectors; see `Head`."""
-        return cast(Array, self.generator.apply(params, *args, method=method))
+        Args:
+          params: see the class.
+          values: [B, L] int32 or [B, L, C] float, what stands on the slots; only what the chunk feeds is read.
+          context: order and condition of each example.
+          chunk: what is fed.
+          state: what was remembered before; None for a whole sequence.
+          dropout_key: trains with dropout; None does without.
+        """
+        content = self._content(params, values, context, chunk)
+        rngs = None if dropout_key is None else {"dropout": dropout_key}
+        variables = {"params": params["generator"]}
+        answers = self.generator.apply(variables, content, context, chunk, state, dropout_key is None, rngs=rngs)
+        return cast(Any, answers)
+
+    def _content(self, params: Params, values: Array, context: Context, chunk: Chunk) -> Array:
+        """[B, T, ...], what is fed; anything where the source is no rank."""
+        if not self.feed.resampled or self.resample is None:
+            return take(values, slots_of(context.slots, jnp.atleast_2d(jnp.asarray(chunk.source))))
+        source = np.asarray(chunk.source)  # known while tracing: runs of a resampled feed are single steps
+        fed, content = source >= 0, jnp.zeros((len(values), len(source), *self._content_shape), self._content_dtype)
+        if not fed.any():
+            return content
+        slots = np.argsort(self.order.step, kind="stable")[source[fed]]
+        return content.at[:, np.flatnonzero(fed)].set(self.resample(params["tokenizer"], values, slots))
+
+    def ask(self, params: Params, method: str, *args: Any, **options: Any) -> Any:
+        """Calls a method of the head, such as "loss", "log_prob" or "sample" of hidden vectors; see `Head`."""
+        return self.generator.apply({"params": params["generator"]}, method, *args, **options, method="ask")

@@ -1,11 +1,11 @@
-"""The decoder: pre-norm blocks of any mixers, scanned over layers."""
+"""The decoder: blocks of any mixers, scanned over layers."""
 
 from __future__ import annotations
 
 import functools
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +13,9 @@ from flax import linen as nn
 from jax import Array
 
 from ar_jax.config import UsageError, build, choose
-from ar_jax.kernels.dense import Dense
 from ar_jax.mixers import MIXERS
-from ar_jax.mixers.protocol import Mixer, State, Tokens
-from ar_jax.models.dropout import Dropout
-
-NORMS = {"rms": nn.RMSNorm, "layer": nn.LayerNorm}
-ACTIVATIONS = {"silu": nn.silu, "gelu": nn.gelu, "relu": nn.relu, "relu2": lambda x: jnp.square(nn.relu(x))}
-MakeMixer = Callable[[], Mixer]
+from ar_jax.mixers.protocol import State, Tokens
+from ar_jax.models.blocks import Block, BlockOptions, MakeMixer, Modulation, modulated
 
 
 def mixer_pattern(config: Mapping[str, Any], **given: Any) -> tuple[MakeMixer, ...]:
@@ -52,68 +47,6 @@ def mixer_pattern(config: Mapping[str, Any], **given: Any) -> tuple[MakeMixer, .
     return tuple(makers)
 
 
-class MLP(nn.Module):
-    """act(x W_1) W_2, or gated: (act(x W_g) * x W_1) W_2 (arXiv:2002.05202)."""
-
-    mlp_dim: int
-    activation: str
-    gated: bool
-    dtype: jnp.dtype
-    param_dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """[B, T, D] to [B, T, D]."""
-        dense = functools.partial(Dense, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype)
-        hidden = dense(self.mlp_dim, name="up")(x)
-        act = choose(ACTIVATIONS, self.activation, "model.activation")
-        hidden = act(dense(self.mlp_dim, name="gate")(x)) * hidden if self.gated else act(hidden)
-        return dense(x.shape[-1], name="down")(hidden)
-
-
-class Block(nn.Module):
-    """x += mixer(norm(x)); x += mlp(norm(x)); with adaLN a vector shifts, scales and gates both (DiT, arXiv:2212.09748)."""
-
-    make_mixer: MakeMixer
-    mlp_dim: int
-    norm: str
-    activation: str
-    gated: bool
-    adaln: bool
-    dropout_rate: float
-    dtype: jnp.dtype
-    param_dtype: jnp.dtype
-
-    def setup(self) -> None:
-        """Mixer, MLP, norms."""
-        norm = functools.partial(choose(NORMS, self.norm, "model.norm"), dtype=self.dtype, param_dtype=self.param_dtype)
-        self.mixer = self.make_mixer()
-        self.mlp = MLP(self.mlp_dim, self.activation, self.gated, self.dtype, self.param_dtype)
-        self.mixer_norm, self.mlp_norm = norm(), norm()
-        self.dropout = Dropout(self.dropout_rate)
-
-    @nn.compact
-    def __call__(
-        self, x: Array, tokens: Tokens, vector: Array | None, state: State | None, deterministic: bool
-    ) -> tuple[Array, State | None]:
-        """x [B, T, D], vector [B, D] to x [B, T, D] and the mixer's state."""
-        if self.adaln and vector is not None:
-            zeros = nn.initializers.zeros  # every block starts as the identity
-            modulation = nn.Dense(
-                6 * x.shape[-1], kernel_init=zeros, dtype=self.dtype, param_dtype=self.param_dtype, name="modulation"
-            )
-            shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = jnp.split(
-                modulation(nn.silu(vector))[:, None], 6, axis=-1
-            )
-        else:
-            shift_1 = scale_1 = shift_2 = scale_2 = jnp.zeros((1, 1, 1), x.dtype)
-            gate_1 = gate_2 = jnp.ones((1, 1, 1), x.dtype)
-        mixed, state = self.mixer(self.mixer_norm(x) * (1 + scale_1) + shift_1, tokens, state)
-        x = x + gate_1 * self.dropout(mixed, deterministic=deterministic)
-        out = self.mlp(self.mlp_norm(x) * (1 + scale_2) + shift_2)
-        return x + gate_2 * self.dropout(out, deterministic=deterministic), state
-
-
 class Repeat(nn.Module):
     """One repeat of the pattern of blocks: the body of the scan over layers."""
 
@@ -132,28 +65,12 @@ class Repeat(nn.Module):
         return x, None if state is None else tuple(after)
 
 
-class Decoder(nn.Module):
-    """A stack of blocks, `num_layers` deep, whose mixers repeat a pattern.
-
-    Attributes:
-      mixers: makes each mixer of one repeat; see `mixer_pattern`.
-      mlp_dim: hidden width; None takes 4 embed_dim, or 8/3 embed_dim where gated (equal parameters).
-      norm: "rms" or "layer".
-      remat: recompute each repeat's activations in the backward pass.
-    """
+class Stack(nn.Module):
+    """Blocks behind one another, `num_layers` deep, whose mixers repeat a pattern; see `mixer_pattern`."""
 
     mixers: tuple[MakeMixer, ...]
-    embed_dim: int
     num_layers: int
-    mlp_dim: int | None = None
-    norm: str = "rms"
-    activation: str = "silu"
-    gated: bool = True
-    adaln: bool = False
-    dropout_rate: float = 0.0
-    remat: bool = False
-    dtype: jnp.dtype = jnp.float32
-    param_dtype: jnp.dtype = jnp.float32
+    options: BlockOptions
 
     @property
     def num_repeats(self) -> int:
@@ -179,38 +96,68 @@ class Decoder(nn.Module):
         state: State | None = None,
         deterministic: bool = True,
     ) -> tuple[Array, State | None]:
-        """Hidden vectors after the final norm.
-
-        Args:
-          x: [B, T, D] embeddings.
-          tokens: when and where they are.
-          vector: [B, D], the condition of adaLN.
-          state: what was remembered before these tokens; None for a whole sequence.
-          deterministic: no dropout.
-
-        Returns:
-          [B, T, D], and the state after these tokens (None if none was given).
-        """
-        hidden = self.mlp_dim or (round(self.embed_dim * 8 / 3 / 8) * 8 if self.gated else 4 * self.embed_dim)
-        options = (
-            hidden,
-            self.norm,
-            self.activation,
-            self.gated,
-            self.adaln,
-            self.dropout_rate,
-            self.dtype,
-            self.param_dtype,
-        )
-        blocks = tuple(functools.partial(Block, make, *options) for make in self.mixers)
-        body = nn.remat(Repeat, prevent_cse=False) if self.remat else Repeat
+        """Tokens [B, T, D] to [B, T, D], and the state after them; see `Block`."""
+        blocks = tuple(functools.partial(Block, make, self.options) for make in self.mixers)
         scan = nn.scan(
-            body,
+            nn.remat(Repeat, prevent_cse=False) if self.options.remat else Repeat,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast, nn.broadcast),
             length=self.num_repeats,
         )
-        x, state = scan(blocks, deterministic, name="layers")(x.astype(self.dtype), state, tokens, vector)
-        norm = choose(NORMS, self.norm, "model.norm")(dtype=self.dtype, param_dtype=self.param_dtype, name="norm")
-        return norm(x), state
+        return scan(blocks, deterministic, name="layers")(x, state, tokens, vector)
+
+
+class Decoder(nn.Module):
+    """A stack of blocks and a norm; see `Backbone`.
+
+    Attributes:
+      mixers: makes each mixer of one repeat of the layers; see `mixer_pattern`.
+      options: of the blocks.
+    """
+
+    embed_dim: int
+    mixers: tuple[MakeMixer, ...]
+    options: BlockOptions
+    num_layers: int = 4
+
+    reads_blanks: ClassVar[bool] = True
+
+    def setup(self) -> None:
+        """The stack, and what the condition does to the last norm and to all blocks."""
+        self.stack = Stack(self.mixers, self.num_layers, self.options)
+        if self.options.norm_first:
+            self.norm = self.options.make_norm(self.options.last_norm)()
+        if self.options.adaln != "none":
+            self.norm_modulation = Modulation(self.embed_dim, 2, self.options)
+        if self.options.adaln == "shared":
+            self.shared_modulation = Modulation(self.embed_dim, 6, self.options)
+
+    @nn.nowrap
+    def check(self) -> None:
+        """Raises UsageError where the layers do not fit the pattern."""
+        Stack(self.mixers, self.num_layers, self.options).num_repeats  # noqa: B018  (the property checks)
+
+    @nn.nowrap
+    def init_state(self, batch_size: int, max_len: int, max_step_len: int) -> State:
+        """See Backbone."""
+        return Stack(self.mixers, self.num_layers, self.options).init_state(batch_size, max_len, max_step_len)
+
+    def __call__(
+        self,
+        x: Array,
+        tokens: Tokens,
+        vector: Array | None = None,
+        state: State | None = None,
+        deterministic: bool = True,
+    ) -> tuple[Array, State | None]:
+        """See Backbone."""
+        adaln = self.options.adaln if vector is not None else "none"
+        told = self.shared_modulation(vector) if adaln == "shared" else vector
+        x, state = self.stack(x, tokens, told, state, deterministic)
+        if self.options.norm_first:
+            x = self.norm(x)
+        if adaln != "none":
+            shift, scale = jnp.split(self.norm_modulation(vector), 2, axis=-1)
+            x = modulated(x, shift, scale)
+        return x, state

@@ -39,7 +39,9 @@ class NextToken:
         """The loss in the order that the context names."""
         dropout_key, loss_key = jax.random.split(key)
         hidden, target = teacher_forced(model, model.feed.parallel(), params, values, context, dropout_key)
-        loss = model.ask(params, "loss", hidden, target, loss_key, self.label_smoothing, self.z_loss)
+        loss = model.ask(
+            params, "loss", hidden, target, loss_key, label_smoothing=self.label_smoothing, z_loss=self.z_loss
+        )
         return loss.mean(), {}
 
 

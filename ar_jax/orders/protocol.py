@@ -26,11 +26,13 @@ class Order:
       position: [L, D] int32, where slot i lives: its coordinates on the grid; with several grids the index of the grid
         comes first and the coordinates count cells of the finest grid.
       shuffled: each example deals its slots anew, from a key, to steps of these same sizes.
+      adaptive: which slots a step settles is decided by the model's confidence in them (MaskGIT); its sizes are kept.
     """
 
     step: np.ndarray
     position: np.ndarray
     shuffled: bool = False
+    adaptive: bool = False
 
     def __post_init__(self) -> None:
         """Refuses steps with a gap: an empty step could not be sampled."""

@@ -13,7 +13,18 @@ def cosine_sizes(length: int, num_steps: int) -> np.ndarray:
 
     Every step takes at least one token (MaskGIT, arXiv:2202.04200, sec. 3.2).
     """
-    unknown = np.floor(length * np.cos(np.pi / 2 * np.arange(1, num_steps + 1) / num_steps)).astype(int)
+    return _sizes(length, np.cos(np.pi / 2 * np.arange(1, num_steps + 1) / num_steps))
+
+
+def arccos_sizes(length: int, num_steps: int) -> np.ndarray:
+    """[num_steps] int: floor(length * 2/pi * arccos((k+1)/num_steps)) are unknown after step k (ARPG, arXiv:2503.10568)."""
+    return _sizes(length, np.arccos(np.arange(1, num_steps + 1) / num_steps) / (np.pi * 0.5))
+
+
+def _sizes(length: int, unknown_fraction: np.ndarray) -> np.ndarray:
+    """Step sizes from the fraction that is unknown after each step; the last step leaves nothing."""
+    num_steps = len(unknown_fraction)
+    unknown = np.floor(length * unknown_fraction).astype(int)
     floor = np.arange(num_steps - 1, -1, -1)  # one token is left for each later step
     unknown = np.maximum(unknown, floor)
     for k in range(num_steps):
@@ -26,16 +37,17 @@ def uniform_sizes(length: int, num_steps: int) -> np.ndarray:
     return np.diff(np.arange(num_steps + 1) * length // num_steps)
 
 
-SIZES = {"cosine": cosine_sizes, "uniform": uniform_sizes}
+SIZES = {"cosine": cosine_sizes, "arccos": arccos_sizes, "uniform": uniform_sizes}
 
 
-def random(layout: Layout, num_steps: int | None = None, sizes: str = "cosine") -> Order:
+def random(layout: Layout, num_steps: int | None = None, sizes: str = "cosine", adaptive: bool = False) -> Order:
     """A permutation per example, drawn from a key.
 
     Args:
       layout: any grids.
       num_steps: the permuted tokens are cut into this many steps; None gives one token a step.
-      sizes: how the steps' sizes grow, "cosine" or "uniform".
+      sizes: how the steps' sizes grow, "cosine", "arccos" or "uniform".
+      adaptive: each step keeps the tokens that the model is surest of (MaskGIT); for feed 'mask'.
 
     Raises:
       UsageError: more steps than tokens, or an unknown `sizes`.
@@ -47,4 +59,4 @@ def random(layout: Layout, num_steps: int | None = None, sizes: str = "cosine") 
     if sizes not in SIZES:
         raise UsageError(f"config.order.sizes={sizes!r} is unknown; use one of {', '.join(SIZES)}.")
     step = np.repeat(np.arange(num_steps), SIZES[sizes](length, num_steps)).astype(np.int32)
-    return Order(step, coordinates(layout), shuffled=True)
+    return Order(step, coordinates(layout), shuffled=True, adaptive=adaptive)

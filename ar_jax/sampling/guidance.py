@@ -1,37 +1,63 @@
-"""Schedules of the guidance scale over the steps of a generation."""
+"""Schedules over the steps of a generation: of the guidance scale, and of the temperature."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 
 from ar_jax.config import choose
 
 
-def constant(progress: np.ndarray) -> np.ndarray:
-    """The full scale in every step."""
-    return np.ones_like(progress)
+def _steps(sizes: np.ndarray) -> np.ndarray:
+    """The steps done before each step, as a fraction of all."""
+    return np.arange(len(sizes)) / len(sizes)
 
 
-def linear(progress: np.ndarray) -> np.ndarray:
-    """From no guidance to the full scale, in proportion to the tokens generated (MAR, arXiv:2406.11838; Muse)."""
-    return progress
+GuidanceSchedule = Callable[[np.ndarray, float], np.ndarray]
+SCHEDULES: dict[str, GuidanceSchedule] = {
+    "constant": lambda sizes, power: np.ones(len(sizes)),
+    # in proportion to the tokens known after the step (MAR, arXiv:2406.11838; ARPG, arXiv:2503.10568)
+    "linear": lambda sizes, power: np.cumsum(sizes) / sizes.sum(),
+    # the same as MAR's code has it, where the last step counts one token less
+    "linear_mar": lambda sizes, power: np.minimum(np.cumsum(sizes), sizes.sum() - 1) / sizes.sum(),
+    # from nothing in the first step to everything in the last (VAR, arXiv:2404.02905)
+    "linear_steps": lambda sizes, power: np.arange(len(sizes)) / max(len(sizes) - 1, 1),
+    # in proportion to the steps done before (MaskGIT as in TiTok's code)
+    "linear_before": lambda sizes, power: _steps(sizes),
+    # (1 - cos(pi progress^power)) / 2 of the steps done before (MDT, arXiv:2303.14389; RAR, arXiv:2411.00776)
+    "cosine": lambda sizes, power: (1 - np.cos(np.pi * _steps(sizes) ** power)) / 2,
+}
+TEMPERATURE_SCHEDULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "constant": np.ones_like,
+    "linear": lambda remaining: remaining,  # none left in the last step (MaskGIT)
+    "annealed": lambda remaining: remaining * (0.5 + 0.8 * remaining),  # TiTok: the logits are divided, too
+}
 
 
-def cosine(progress: np.ndarray, power: float = 1.0) -> np.ndarray:
-    """(1 - cos(pi progress^power)) / 2 (MDT, arXiv:2303.14389; RAR)."""
-    return (1 - np.cos(np.pi * progress**power)) / 2
-
-
-SCHEDULES = {"constant": constant, "linear": linear, "cosine": cosine}
-
-
-def guidance_scales(sizes: tuple[int, ...], scale: float, schedule: str = "constant") -> np.ndarray:
-    """[num_steps] float32: 1 + (scale - 1) * schedule(progress), progress being the fraction of tokens known after the step.
+def guidance_scales(
+    sizes: tuple[int, ...], scale: float, schedule: str = "constant", power: float = 1.0, num_guided: int | None = None
+) -> np.ndarray:
+    """[num_steps] float32: 1 + (scale - 1) * schedule.
 
     Args:
       sizes: tokens per step.
       scale: 1 is the conditional model, 0 the unconditional one.
       schedule: a key of SCHEDULES.
+      power: bends "cosine".
+      num_guided: only the first so many steps are guided (LlamaGen's interval, arXiv:2406.06525); None guides all.
     """
-    progress = np.cumsum(sizes) / np.sum(sizes)
-    return (1 + (scale - 1) * choose(SCHEDULES, schedule, "sampling.guidance_schedule")(progress)).astype(np.float32)
+    progress = choose(SCHEDULES, schedule, "sampling.guidance_schedule")(np.asarray(sizes), power)
+    guided = np.arange(len(sizes)) < (len(sizes) if num_guided is None else num_guided)
+    return (1 + (scale - 1) * progress * guided).astype(np.float32)
+
+
+def temperature_factors(num_steps: int, schedule: str = "constant") -> np.ndarray:
+    """[num_steps] float32, what the temperature is multiplied with in each step.
+
+    Args:
+      num_steps: steps of the generation.
+      schedule: a key of TEMPERATURE_SCHEDULES.
+    """
+    remaining = 1 - np.arange(1, num_steps + 1) / num_steps
+    return choose(TEMPERATURE_SCHEDULES, schedule, "sampling.temperature_schedule")(remaining).astype(np.float32)

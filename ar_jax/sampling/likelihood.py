@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from ar_jax.feeds.protocol import Chunk
 from ar_jax.mixers.protocol import take
 from ar_jax.models.autoregressive import Autoregressive
 from ar_jax.models.generator import Context
-from ar_jax.sampling.loop import Params, walk
+from ar_jax.sampling.loop import Params, Step, walk
 
 
 def log_prob(model: Autoregressive, params: Params, values: Array, context: Context) -> Array:
@@ -31,10 +30,11 @@ def log_prob(model: Autoregressive, params: Params, values: Array, context: Cont
         hidden, target = teacher_forced(model, model.feed.parallel(), params, values, context)
         return model.ask(params, "log_prob", hidden, target).sum(axis=1)
 
-    def body(total: Array, step: Array, chunk: Chunk, asked: np.ndarray) -> Array:
+    def body(total: Array, step: Step, chunk: Chunk) -> Array:
         hidden, _ = model.read(params, values, context, chunk)
-        target = take(values, context.slots[:, chunk.target[asked]])
-        return total + model.ask(params, "log_prob", hidden[:, asked], target).sum(axis=1)
+        target = take(values, context.slots[:, jnp.maximum(chunk.answers, 0)])
+        nats = model.ask(params, "log_prob", jnp.take(hidden, chunk.asked, axis=1), target)
+        return total + (nats * (chunk.answers >= 0)[None]).sum(axis=1)
 
     return walk(model.feed, body, jnp.zeros(len(values), jnp.float32))
 
@@ -58,5 +58,4 @@ def teacher_forced(
       dropout_key: trains with dropout; None does without.
     """
     hidden, _ = model.read(params, values, context, chunk, dropout_key=dropout_key)
-    asked = np.flatnonzero(np.asarray(chunk.target) >= 0)
-    return hidden[:, asked], take(values, context.slots[:, np.asarray(chunk.target)[asked]])
+    return jnp.take(hidden, chunk.asked, axis=1), take(values, context.slots[:, chunk.answers])

@@ -13,6 +13,7 @@ from flax import struct
 from jax import Array
 
 from ar_jax.feeds.protocol import Chunk, Feed
+from ar_jax.heads.noise import Drawn, Noise
 from ar_jax.heads.protocol import Sampling
 from ar_jax.mixers.protocol import State, take
 from ar_jax.models.autoregressive import Autoregressive
@@ -20,6 +21,8 @@ from ar_jax.models.generator import Context
 
 Params = Any
 Carry = Any
+Step = Array | np.ndarray
+NoiseOfStep = Callable[[Step, Array], Noise]  # of a step's number, and the slots [B, n] that it draws for
 
 
 @struct.dataclass
@@ -35,21 +38,22 @@ class Given:
     mask: Array
 
 
-def walk(feed: Feed, body: Callable[[Carry, Array, Chunk, np.ndarray], Carry], carry: Carry) -> Carry:
-    """Runs `body(carry, step, chunk, asked)` over all steps: one scan per run of steps of equal shape.
+def drawn_from(key: Array) -> NoiseOfStep:
+    """Fresh noise for every step."""
+    return lambda step, slots: Drawn(jax.random.fold_in(key, step))
 
-    `asked` [n] are the places of the fed tokens that answer, the same in each step of a run; chunk.target[asked] are
-    the ranks that they answer for.
+
+def walk(feed: Feed, body: Callable[[Carry, Step, Chunk], Carry], carry: Carry) -> Carry:
+    """Runs `body(carry, step, chunk)` over all steps: one scan per run of steps of equal shape.
+
+    The step of a run of one, and its chunk, are known while the program is built.
     """
     for first, run in feed.runs():
-        asked = np.flatnonzero(np.asarray(run.target)[0] >= 0)
-
-        def one(carry: Carry, inputs: tuple[Array, Chunk], asked: np.ndarray = asked) -> tuple[Carry, None]:
-            step, chunk = inputs
-            return body(carry, step, chunk, asked), None
-
+        if len(run.target) == 1:
+            carry = body(carry, np.int32(first), jax.tree.map(lambda a: a[0], run))
+            continue
         steps = jnp.arange(first, first + len(run.target))
-        carry, _ = jax.lax.scan(one, carry, (steps, jax.tree.map(jnp.asarray, run)))
+        carry, _ = jax.lax.scan(lambda c, x: (body(c, *x), None), carry, (steps, jax.tree.map(jnp.asarray, run)))
     return carry
 
 
@@ -57,55 +61,78 @@ def generate(
     model: Autoregressive,
     params: Params,
     context: Context,
-    key: Array,
+    noise: NoiseOfStep,
     settings: Sampling,
     guidance_scales: Array | None = None,
     given: Given | None = None,
+    temperature_factors: Array | None = None,
 ) -> Array:
     """Generates a batch. Compiled whole by the caller; nothing leaves the device before the last token.
 
     Args:
       model: network, order and feed.
-      params: the network's parameters.
+      params: see Autoregressive.
       context: the order of each of the B examples, and its condition.
-      key: seeds all draws.
+      noise: where draws come from, such as `drawn_from(key)`.
       settings: temperature and filters.
       guidance_scales: [num_steps] scales of classifier-free guidance; None runs the model once per step instead of twice.
       given: tokens to keep.
+      temperature_factors: [num_steps], the temperature is multiplied with in each step; None for ones.
 
     Returns:
       [B, L] int32 or [B, L, C] float32 tokens on their slots.
     """
-    feed, batch = model.feed, len(context.slots)
-    fed = context if guidance_scales is None else both_branches(context)
-    state = (
-        model.generator.decoder.init_state(len(fed.slots), feed.max_len, feed.max_step_len) if feed.remembers else None
-    )
+    feed, batch, guided = model.feed, len(context.slots), guidance_scales is not None
+    scales, factors = jax.tree.map(jnp.asarray, (guidance_scales, temperature_factors))
+    rows = batch * (1 + guided)
+    state = model.generator.decoder.init_state(rows, feed.max_len, feed.max_step_len) if feed.remembers else None
     values = model.empty_values(batch)
     values = (
         values if given is None else jnp.where(_over(given.mask, values), given.values.astype(values.dtype), values)
     )
+    method = "sample_with_confidence" if model.order.adaptive else "sample"
 
-    def body(carry: tuple[Array, State], step: Array, chunk: Chunk, asked: np.ndarray) -> tuple[Array, State]:
-        values, state = carry
-        seen = values if guidance_scales is None else jnp.concatenate([values, values])
+    def body(carry: tuple[Array, Array, State], step: Step, chunk: Chunk) -> tuple[Array, Array, State]:
+        values, slots, state = carry
+        now = dataclasses.replace(context, slots=slots)
+        seen, fed = (jnp.concatenate([values, values]), both_branches(now)) if guided else (values, now)
         hidden, state = model.read(params, seen, fed, chunk, state)
-        hidden = hidden[:, asked]
-        draw_key = jax.random.fold_in(key, step)
-        guided = () if guidance_scales is None else (hidden[batch:], guidance_scales[step])
-        drawn = model.ask(params, "sample", hidden[:batch], draw_key, settings, *guided)
-        slots = context.slots[:, chunk.target[asked]]  # [B, n]
+        hidden = jnp.take(hidden, chunk.asked, axis=1)
+        asked = slots[:, jnp.maximum(chunk.answers, 0)]  # [B, n]
+        warm = settings if factors is None else _warmed(settings, factors[step])
+        steered = () if scales is None else (hidden[batch:], scales[step])
+        source = noise(step, asked)
+        out = model.ask(params, method, hidden[:batch], source, warm, *steered)
+        drawn, confidence = out if model.order.adaptive else (out, None)
+        kept = jnp.broadcast_to(chunk.answers < 0, asked.shape)
         if given is not None:
-            drawn = jnp.where(_over(take(given.mask, slots), drawn), take(values, slots), drawn)
-        return values.at[jnp.arange(batch)[:, None], slots].set(drawn.astype(values.dtype), unique_indices=True), state
+            kept |= take(given.mask, asked)
+        values = _written(values, drawn, asked, kept)
+        if confidence is not None:
+            confidence = confidence + warm.temperature * source.gumbel("confidence", confidence.shape)
+            surest_first = jnp.argsort(jnp.where(kept, -jnp.inf, -confidence), axis=1, stable=True)
+            slots = jnp.take_along_axis(slots, surest_first, axis=1)
+        return values, slots, state
 
-    return walk(feed, body, (values, state))[0]
+    return walk(feed, body, (values, context.slots, state))[0]
 
 
 def both_branches(context: Context) -> Context:
     """The batch twice: with its condition, then without."""
     twice = jax.tree.map(lambda a: jnp.concatenate([a, a]), context)
     return dataclasses.replace(twice, drop=jnp.concatenate([context.drop, jnp.ones_like(context.drop)]))
+
+
+def _warmed(settings: Sampling, factor: Array) -> Sampling:
+    return dataclasses.replace(settings, temperature=settings.temperature * factor)
+
+
+def _written(values: Array, drawn: Array, slots: Array, kept: Array) -> Array:
+    """The values with what was drawn on its slots [B, n], but where what is there is kept."""
+    # Each kept one is sent to a place of its own behind the end, which drops it.
+    places = jnp.where(kept, values.shape[1] + jnp.arange(slots.shape[1])[None], slots)
+    rows = jnp.arange(len(values))[:, None]
+    return values.at[rows, places].set(drawn.astype(values.dtype), mode="drop", unique_indices=True)
 
 
 def _over(mask: Array, values: Array) -> Array:

@@ -47,7 +47,7 @@ class Bytes:
         """Nothing is learned."""
         return {}
 
-    def encode(self, params: Params, data: Array) -> Array:
+    def encode(self, params: Params, data: Array, key: Array | None = None) -> Array:
         """[B, length] bytes to int32."""
         return data.astype(jnp.int32)
 

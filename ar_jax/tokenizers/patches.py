@@ -59,7 +59,7 @@ class Patches:
         """Nothing is learned."""
         return {}
 
-    def encode(self, params: Params, data: Array) -> Array:
+    def encode(self, params: Params, data: Array, key: Array | None = None) -> Array:
         """[B, H, W, C] to [B, patches, channels]."""
         (rows, cols), p = self.layout[0], self.patch_size
         return data.reshape(-1, rows, p, cols, p, self.shape[2]).swapaxes(2, 3).reshape(-1, rows * cols, self.channels)

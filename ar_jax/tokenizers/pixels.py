@@ -12,6 +12,7 @@ from jax import Array
 from ar_jax.config import UsageError
 from ar_jax.orders.protocol import Layout
 from ar_jax.tokenizers.protocol import Params
+from ar_jax.tokenizers.resampling import area_matrix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Pixels:
         """Nothing is learned."""
         return {}
 
-    def encode(self, params: Params, data: Array) -> Array:
+    def encode(self, params: Params, data: Array, key: Array | None = None) -> Array:
         """[B, H, W, C] in [-1, 1] to [B, H W C]."""
         return quantize(data.reshape(len(data), -1), self.vocab_size)
 
@@ -129,11 +130,11 @@ class PixelPyramid:
         """Nothing is learned."""
         return {}
 
-    def encode(self, params: Params, data: Array) -> Array:
+    def encode(self, params: Params, data: Array, key: Array | None = None) -> Array:
         """[B, H, W, C] in [-1, 1] to [B, sum of all grids]."""
         scales = []
         for side in self.sides:
-            pool = jnp.asarray(_pooling(self.shape[0], side))
+            pool = jnp.asarray(area_matrix(self.shape[0], side))
             small = jnp.einsum("sh,bhwc,tw->bstc", pool, data, pool)
             scales.append(quantize(small.reshape(len(data), -1), self.vocab_size))
         return jnp.concatenate(scales, axis=1)
@@ -162,10 +163,3 @@ def quantize(values: Array, levels: int) -> Array:
 def dequantize(tokens: Array, levels: int) -> Array:
     """0..levels - 1 to float32 [-1, 1]."""
     return tokens.astype(jnp.float32) * (2 / (levels - 1)) - 1
-
-
-def _pooling(length: int, side: int) -> np.ndarray:
-    """[side, length] averages over the bins floor(i length / side) .. ceil((i + 1) length / side)."""
-    starts, ends = np.arange(side) * length // side, -(-np.arange(1, side + 1) * length // side)
-    inside = (np.arange(length) >= starts[:, None]) & (np.arange(length) < ends[:, None])
-    return (inside / inside.sum(axis=1, keepdims=True)).astype(np.float32)

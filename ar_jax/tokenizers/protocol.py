@@ -15,7 +15,12 @@ Params = Any
 class Tokenizer(Protocol):
     """Tokens are int32 [B, L] below vocab_size, or float32 [B, L, channels] where vocab_size is 0.
 
-    The methods are pure and traceable. A learned tokenizer keeps what it learned in `params`; others have none, {}.
+    The methods are pure and traceable. A learned tokenizer keeps what it learned in `params`; others have none, {}. What
+    its training needs besides is told by `ar_jax.tokenizers.learned.LearnedTokenizer`.
+
+    A tokenizer whose scales add up to one another has `resample_channels` > 0 and `resample(params, values, slots)`:
+    tokens [B, L] and slots [n], a numpy array, to [B, n, resample_channels], what the scales coarser than each slot's tell
+    of its place; zeros for the first scale.
     """
 
     vocab_size: int  # 0 for continuous tokens
@@ -27,8 +32,11 @@ class Tokenizer(Protocol):
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters."""
 
-    def encode(self, params: Params, data: Array) -> Array:
-        """Data [B, ...] to tokens [B, L] or [B, L, channels]."""
+    def encode(self, params: Params, data: Array, key: jax.Array | None = None) -> Array:
+        """Data [B, ...] to tokens [B, L] or [B, L, channels].
+
+        A tokenizer whose tokens have a distribution draws them with the key, and gives their mean without one.
+        """
 
     def decode(self, params: Params, tokens: Array) -> Array:
         """Tokens to data [B, ...]."""

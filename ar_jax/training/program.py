@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from ar_jax.config import UsageError, build, check_keys
 from ar_jax.training.mesh import make_mesh
 from ar_jax.training.optimizers import make_optimizer
+from ar_jax.training.paths import named_leaves
 from ar_jax.training.protocol import Batch, Task
 from ar_jax.training.schedules import Schedule
 from ar_jax.training.sharding import (
@@ -139,11 +140,12 @@ class Program:
         """What a run of the compiled step will do, by name, for people to read."""
         devices = self.mesh.devices.flatten()
         train, first = self.train, int(state.step)
-        count = sum(leaf.size for leaf in jax.tree.leaves(self.shapes.params))
+        sizes = {name: leaf.size for name, leaf in named_leaves(self.shapes.params).items()}
+        frozen = sum(size for name, size in sizes.items() if self.task.frozen(name))
         resumed = f", resumed after step {first}" if first else ""
         micro = f" in {train.accumulate_steps} micro-batches" if train.accumulate_steps > 1 else ""
         return {
-            "parameters": f"{count:,}",
+            "parameters": f"{sum(sizes.values()):,}" + (f", {frozen:,} of them frozen" if frozen else ""),
             "steps": f"{train.num_steps:,} of {train.batch_size} examples{micro}{resumed}",
             "devices": f"{devices.size} x {devices[0].device_kind}",
             "mesh": ", ".join(f"{axis}={size}" for axis, size in self.mesh.shape.items()),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding
 
-from ar_jax.training.protocol import Batch, Metrics, Task
+from ar_jax.training.paths import named_leaves, with_leaves, without
+from ar_jax.training.protocol import Batch, Metrics, Params, Task
 from ar_jax.training.schedules import Schedule
 from ar_jax.training.state import TrainState, step_key, to_float32
 
@@ -29,8 +30,9 @@ def make_train_step(
 ) -> TrainStep:
     """The function of one step, (state, batch [B, ...]) -> (state, metrics), not yet compiled.
 
-    Where the loss or the gradient's norm is not finite, parameters, optimiser and average stay as they were, to the
-    bit; the step is counted as skipped, and the schedule waits with the optimiser.
+    Frozen leaves get no gradient; those that the task replaces are replaced after the optimiser's update of the others.
+    Where the loss or the gradient's norm is not finite, all parameters, optimiser and average stay as they were, to
+    the bit; the step is counted as skipped, and the schedule waits with the optimiser.
 
     Args:
       task: what is trained.
@@ -45,13 +47,17 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         progress = state.step.astype(jnp.float32) / num_steps
         key = step_key(seed, state.step)
-        loss, gradients, metrics = _loss_and_gradients(task, state.params, batch, key, progress, accumulate_steps)
+        loss, gradients, metrics, replaced = _loss_and_gradients(
+            task, state.params, batch, key, progress, accumulate_steps
+        )
         grad_norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         num_updates = state.step - state.skipped_total
-        updates, opt_state = optimizer.update(gradients, state.opt_state, to_float32(state.params))
-        params = optax.apply_updates(state.params, updates)
-        ema = None if state.ema is None else _average(state.ema, params, num_updates, ema_decay)
+        trained = without(state.params, task.frozen)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, to_float32(trained))
+        trained = optax.apply_updates(trained, updates)
+        params = with_leaves(state.params, named_leaves(trained) | replaced)
+        ema = None if state.ema is None else _average(state.ema, trained, num_updates, ema_decay)
 
         def keep(new: Any, old: Any) -> Any:
             return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
@@ -98,27 +104,51 @@ def compile_step(
 
 
 def _loss_and_gradients(
-    task: Task, params: Any, batch: Batch, key: jax.Array, progress: jax.Array, accumulate_steps: int
-) -> tuple[jax.Array, Any, Metrics]:
-    """Loss, float32 gradients and metrics of a batch: their means over its micro-batches."""
+    task: Task, params: Params, batch: Batch, key: jax.Array, progress: jax.Array, accumulate_steps: int
+) -> tuple[jax.Array, Any, Metrics, dict[str, jax.Array]]:
+    """Loss, float32 gradients of what is not frozen and metrics of a batch, as means over its micro-batches.
 
-    def part(rows: Batch, part_key: jax.Array) -> Any:
-        (loss, metrics), gradients = jax.value_and_grad(task.loss, has_aux=True)(params, rows, part_key, progress)
-        return to_float32((loss, gradients, dict(metrics)))
+    Also returns the replaced leaves: micro-batches come one after another, so what one leaves the next one sees.
+    """
+
+    def part(rows: Batch, part_key: jax.Array, held: dict[str, jax.Array]) -> Any:
+        def loss_of(trained: Params) -> Any:
+            loss, metrics, replaced = task.loss(
+                with_leaves(params, named_leaves(trained) | held), rows, part_key, progress
+            )
+            return loss, (dict(metrics), _checked(task, params, replaced))
+
+        (loss, (metrics, replaced)), gradients = jax.value_and_grad(loss_of, has_aux=True)(without(params, task.frozen))
+        return to_float32((loss, gradients, metrics)), held | replaced
 
     if accumulate_steps == 1:
-        return part(batch, key)
-
-    def add(total: Any, inputs: tuple[Batch, jax.Array]) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, part(*inputs)), None
+        means, replaced = part(batch, key, {})
+        return *means, replaced
 
     # Micro-batch i takes rows i, i + n, ...: each device cuts up its own rows, none travel.
     pieces = jax.tree.map(lambda x: x.reshape(-1, accumulate_steps, *x.shape[1:]).swapaxes(0, 1), batch)
     keys = jax.random.split(key, accumulate_steps)
-    shapes = jax.eval_shape(part, jax.tree.map(lambda x: x[0], pieces), keys[0])
+    shapes, replaced = jax.eval_shape(part, jax.tree.map(lambda x: x[0], pieces), keys[0], {})
+    held = {name: leaf for name, leaf in named_leaves(params).items() if name in replaced}
+
+    def add(carry: Any, inputs: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+        total, held = carry
+        own, held = part(*inputs, held)
+        return (jax.tree.map(jnp.add, total, own), held), None
+
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    total, _ = jax.lax.scan(add, zeros, (pieces, keys))
-    return jax.tree.map(lambda x: x / accumulate_steps, total)
+    (total, replaced), _ = jax.lax.scan(add, (zeros, held), (pieces, keys))
+    return *jax.tree.map(lambda x: x / accumulate_steps, total), replaced
+
+
+def _checked(task: Task, params: Params, replaced: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """The replaced leaves in their old dtypes, cut off from gradients; ValueError where they do not fit the parameters."""
+    old = named_leaves(params)
+    for name, value in replaced.items():
+        if name not in old or not task.frozen(name) or value.shape != old[name].shape:
+            raise ValueError(f"The loss replaces {name!r} with shape {value.shape}, but there is no such frozen leaf.")
+    cut = {name: jax.lax.stop_gradient(value) for name, value in replaced.items()}
+    return {name: jax.lax.convert_element_type(value, old[name].dtype) for name, value in cut.items()}
 
 
 def _average(ema: Any, params: Any, num_updates: jax.Array, decay: float) -> Any:

@@ -12,6 +12,8 @@ import pytest
 
 from ar_jax.config import UsageError, build
 from ar_jax.data import DATASETS, pipeline
+from ar_jax.data.protocol import Facts
+from ar_jax.data.token_shards import Meta, new_folder, write_meta, write_split
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RANDOM = np.random.default_rng(0)
@@ -84,12 +86,24 @@ def make_tfds(folder):
     return dict(kind="tfds", builder="tiny_shapes", data_dir=str(folder), image_size=6)
 
 
+def make_token_shards(folder, vocab_size=70000, shape=(6,), dtype="int32"):
+    facts, counts = Facts("image", (8, 8, 1), 17, ("cat", "dog")), {"train": 9, "test": 5}
+    meta = Meta(facts, shape, dtype, ((2, 3),), vocab_size, counts, tokenizer={})
+    with new_folder(folder / "shards") as made:
+        for split, count in counts.items():
+            tokens = RANDOM.integers(0, max(vocab_size, 2), (count, *shape))
+            write_split(made, split, [(tokens[:4], np.arange(4) % 2), (tokens[4:], np.arange(4, count) % 2)], meta)
+        write_meta(made, meta)
+    return dict(kind="token_shards", path=str(folder / "shards"))
+
+
 MAKERS = {
     "digits": lambda folder: dict(kind="digits"),
     "idx": make_idx,
     "npz": make_npz,
     "text": make_text,
     "tfds": make_tfds,
+    "token_shards": make_token_shards,
 }
 FACTS = {  # train and test examples, shape, levels, classes
     "digits": (1437, 360, (8, 8, 1), 17, 10),
@@ -97,6 +111,7 @@ FACTS = {  # train and test examples, shape, levels, classes
     "npz": (14, 6, (4, 4, 3), 256, 4),
     "text": ((999 + 11 * 20 - 244) // 10, 24, (10,), 256, 0),
     "tfds": (9, 5, (6, 6, 3), 256, 2),
+    "token_shards": (9, 5, (8, 8, 1), 17, 2),  # of the images that the tokens were
 }
 
 
@@ -122,17 +137,21 @@ def test_examples_have_the_promised_types_and_ranges(made):
             if data.modality == "text":
                 assert example.keys() == {"text"}
                 assert example["text"].shape == data.shape and example["text"].dtype == np.uint8
+                continue
+            if "tokens" in example:
+                assert example.keys() == {"tokens", "label"}
+                assert example["tokens"].shape == (6,) and example["tokens"].dtype == np.int32
             else:
                 assert example.keys() == {"image", "label"}
                 assert example["image"].shape == data.shape and example["image"].dtype == np.float32
                 assert -1 <= example["image"].min() and example["image"].max() <= 1
-                assert example["label"].shape == () and example["label"].dtype == np.int32
-                assert 0 <= example["label"] < max(data.num_classes, 1)
+            assert example["label"].shape == () and example["label"].dtype == np.int32
+            assert 0 <= example["label"] < max(data.num_classes, 1)
 
 
 def test_pixels_lie_on_the_levels(made):
     _, data = made
-    if data.modality == "image":
+    if "image" in data.train[0]:
         images = data.train.take(np.arange(len(data.train)))["image"]
         levels = (images + 1) / 2 * (data.levels - 1)
         np.testing.assert_allclose(levels, np.round(levels), atol=1e-4)  # float32 around 255
@@ -260,6 +279,16 @@ def damage_tfds(folder):
     return options
 
 
+def damage_token_shards(pattern, change):
+    def make(folder):
+        options = make_token_shards(folder)
+        for path in (folder / "shards").glob(pattern):
+            change(path)
+        return options
+
+    return make
+
+
 def empty_tfds(folder):
     return dict(kind="tfds", builder="mnist", data_dir=str(folder))
 
@@ -324,6 +353,11 @@ BAD = {  # name: (what is wrong, what the sentence says)
     "tfds label not label": (altered(make_tfds, label_key="image"), "is no class label"),
     "tfds sizes differ": (altered(make_tfds, image_size=0), "set config.data.image_size"),
     "tfds truncated": (damage_tfds, "is not readable"),
+    "tokens missing": (lambda folder: dict(kind="token_shards", path=str(folder / "no")), "python -m ar_jax.tokenize"),
+    "tokens no folder of tokens": (lambda folder: dict(kind="token_shards", path=str(folder)), "has no tokens.json"),
+    "tokens facts cut": (damage_token_shards("tokens.json", truncate), "tokens.json cannot be read"),
+    "tokens shard missing": (damage_token_shards("test-*", Path.unlink), "has no readable test-*.array_record"),
+    "tokens shard cut": (damage_token_shards("train-*", truncate), "has no readable train-*.array_record"),
 }
 
 

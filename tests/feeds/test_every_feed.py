@@ -60,7 +60,9 @@ def test_what_is_fed_in_a_step_comes_from_earlier_steps(feed: str, order: str, n
         values = chunk.source[chunk.source >= 0]
         assert (step[values] < k).all()
         if made.remembers:
-            np.testing.assert_array_equal(chunk.step, k)
+            np.testing.assert_array_equal(chunk.step[chunk.target >= 0], k)
+            assert (chunk.step[chunk.source >= 0] == k).all() and (chunk.step <= k).all()
+            np.testing.assert_array_equal(np.sort(chunk.step), chunk.step)  # a prefix is read from its start to its end
     if made.remembers:
         whole = made.parallel()
         fed, asked = whole.source >= 0, whole.target >= 0
@@ -99,7 +101,8 @@ def test_runs_one_behind_the_other_are_the_chunks(feed: str, order: str, num_pre
     walked: list[Chunk] = []
     for first, run in made.runs():
         assert first == len(walked)
-        assert ((run.target >= 0) == (run.target[:1] >= 0)).all()  # a scan answers at the same places in all its steps
+        for target, asked in zip(run.target, run.asked, strict=True):  # all that has a target answers, once
+            np.testing.assert_array_equal(np.sort(asked[target[asked] >= 0]), np.flatnonzero(target >= 0))
         walked += [jax.tree.map(lambda a, i=i: a[i], run) for i in range(len(run.target))]
     assert len(walked) == len(made.chunks)
     for one, other in zip(walked, made.chunks, strict=True):

@@ -13,6 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ar_jax.heads.filters import draw, filtered
+from ar_jax.heads.noise import Drawn
 from ar_jax.heads.protocol import Sampling
 
 filter_jit = jax.jit(filtered)
@@ -87,14 +88,14 @@ def test_a_lone_token_keeps_all_probability_and_removed_ones_are_never_drawn() -
     logits = jnp.asarray([-jnp.inf, -jnp.inf, 3.0, -jnp.inf])
     for setting in ({}, {"top_k": 3}, {"top_p": 1.0}, {"min_p": 0.0}, {"top_k": 3, "top_p": 0.5, "min_p": 0.5}):
         np.testing.assert_array_equal(jax.nn.softmax(filtered(logits, Sampling(**setting))), [0, 0, 1, 0])
-    tokens = draw(jax.random.key(0), jnp.tile(jnp.asarray([[0.0, 1.0, 2.0, 3.0]]), (500, 1)), Sampling(top_k=2))
+    tokens = draw(Drawn(jax.random.key(0)), jnp.tile(jnp.asarray([[0.0, 1.0, 2.0, 3.0]]), (500, 1)), Sampling(top_k=2))
     assert set(np.asarray(tokens).tolist()) == {2, 3}
 
 
 def test_temperature_zero_takes_the_likeliest_whatever_the_key() -> None:
     logits = jax.random.normal(jax.random.key(0), (50, 9))
     for seed in range(3):
-        tokens = draw(jax.random.key(seed), logits, Sampling(temperature=0.0, top_k=5))
+        tokens = draw(Drawn(jax.random.key(seed)), logits, Sampling(temperature=0.0, top_k=5))
         np.testing.assert_array_equal(tokens, logits.argmax(axis=-1))
     assert tokens.dtype == jnp.int32
 
@@ -102,7 +103,9 @@ def test_temperature_zero_takes_the_likeliest_whatever_the_key() -> None:
 def test_draws_follow_the_filtered_probabilities() -> None:
     logits = jnp.asarray([0.0, 1.0, 2.0, -1.0])
     setting = Sampling(temperature=0.8, top_k=3)
-    many = jax.jit(functools.partial(draw, settings=setting))(jax.random.key(0), jnp.tile(logits[None], (20000, 1)))
+    many = jax.jit(functools.partial(draw, settings=setting))(
+        Drawn(jax.random.key(0)), jnp.tile(logits[None], (20000, 1))
+    )
     expected = normalised(np.exp(np.asarray([0.0, 1.0, 2.0, -np.inf]) / 0.8))
     found = np.bincount(many, minlength=4) / len(many)
     np.testing.assert_allclose(found, expected, atol=0.015)  # four deviations of a share in 20000 draws

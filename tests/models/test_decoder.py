@@ -60,10 +60,10 @@ def test_a_deeper_decoder_is_the_same_program() -> None:
 
 
 def test_adaln_blocks_start_as_the_identity_and_then_listen_to_the_condition() -> None:
-    system = cases.tiny(model__conditioning="adaln")
+    system = cases.tiny(model__adaln="block")
     fresh, trained = jax.jit(system.init)(jax.random.key(0)), cases.tiny_params(system)
     contexts = [system.model.context(None, 2, jnp.full(2, label)) for label in (0, 1)]
-    embedded = fresh["params"]["decoder"]["layers"]["block_0"]["modulation"]
+    embedded = fresh["generator"]["decoder"]["stack"]["layers"]["block_0"]["modulation"]["project"]
     assert not np.asarray(embedded["kernel"]).any()
     apart = [float(jnp.abs(jnp.subtract(*[hidden(system, p, c) for c in contexts])).max()) for p in (fresh, trained)]
     assert apart[1] > 0.1

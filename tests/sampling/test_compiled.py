@@ -78,7 +78,7 @@ def test_at_temperature_zero_every_token_is_the_likeliest_by_the_parallel_form(m
     def likeliest(params: Any, values: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
         context = model.context(None, len(values), labels)
         hidden, tokens = teacher_forced(model, model.feed.parallel(), params, values, context)
-        return model.ask(params, "logits", hidden).argmax(axis=-1), tokens
+        return model.ask(params, "__call__", hidden).argmax(axis=-1), tokens
 
     expected, tokens = likeliest(run.params, jnp.asarray(greedy), jnp.asarray(LABELS))
     np.testing.assert_array_equal(tokens, expected)

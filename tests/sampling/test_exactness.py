@@ -17,7 +17,7 @@ from ar_jax.heads.protocol import Sampling
 from ar_jax.models.generator import Context
 from ar_jax.sampling.guidance import guidance_scales
 from ar_jax.sampling.likelihood import log_prob, teacher_forced
-from ar_jax.sampling.loop import Given, generate
+from ar_jax.sampling.loop import Given, drawn_from, generate
 from ar_jax.system import System
 
 LEVELS, LABEL, NUM_SAMPLES = 3, 1, 4000
@@ -81,7 +81,10 @@ def exact(mixer: str, order: str, feed: str) -> np.ndarray:
 
 @functools.cache
 def sampler(system: System) -> Any:
-    return jax.jit(functools.partial(generate, system.model))
+    def draw(params: Any, context: Context, key: jax.Array, settings: Any, scales: Any, given: Any) -> jax.Array:
+        return generate(system.model, params, context, drawn_from(key), settings, scales, given)
+
+    return jax.jit(draw)
 
 
 def draw(system: System, temperature: float = 1.0, scales: Any = None, given: Given | None = None) -> np.ndarray:
@@ -122,7 +125,7 @@ def step_logits(system: System, values: np.ndarray, context: Context) -> jax.Arr
     """[B, L, V] logits of a raster scan's tokens from the parallel form."""
     params = cases.tiny_params(system)
     hidden, _ = teacher_forced(system.model, system.model.feed.parallel(), params, jnp.asarray(values), context)
-    return system.model.ask(params, "logits", hidden)
+    return system.model.ask(params, "__call__", hidden)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear"])
@@ -165,8 +168,8 @@ def test_a_shuffled_order_takes_given_tokens_first_and_draws_the_rest_given_them
     values, mask = np.asarray([2, 0, 0, 1], np.int32), np.asarray([True, False, False, True])
     given = Given(*(jnp.tile(jnp.asarray(a)[None], (NUM_SAMPLES, 1)) for a in (values, mask)))
     drop, labels = jnp.zeros(NUM_SAMPLES, bool), jnp.full(NUM_SAMPLES, LABEL)
-    params, settings = cases.tiny_params(system), Sampling(temperature=jnp.float32(1))
-    samples = np.asarray(jax.jit(system.sample)(params, jax.random.key(5), labels, drop, settings, None, given))
+    params, drawing = cases.tiny_params(system), system.drawing()
+    samples = np.asarray(jax.jit(system.sample)(params, jax.random.key(5), labels, drop, drawing, given))
     assert (samples[:, mask] == values[mask]).all()
 
     everyone = everything(4)

@@ -83,7 +83,7 @@ def test_evaluation_gets_the_averaged_parameters_when_it_is_due(finished):
         == [6, 12]
         == [line["step"] for line in lines if line.get("eval/bits_per_dim") == 1.5]
     )
-    chex.assert_trees_all_equal(calls[-1][1], jax.device_get(state.ema))
+    chex.assert_trees_all_equal(calls[-1][1], jax.device_get(state.ema | {"seen": state.params["seen"]}))
 
 
 def test_a_finished_run_is_only_read_again(finished, monkeypatch):
@@ -128,7 +128,11 @@ def test_the_start_says_what_will_be_done(tmp_path, capsys):
     with pytest.raises(Interrupted):
         fit(Toy(), interrupted(1), make_config(), tmp_path, describe={"tokens per step": 512})
     said = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines() if ": " in line)
-    assert said["parameters"] == "41" and said["tokens per step"] == "512" and said["steps"] == "12 of 8 examples"
+    assert (
+        said["parameters"] == "46, 5 of them frozen"
+        and said["tokens per step"] == "512"
+        and said["steps"] == "12 of 8 examples"
+    )
     assert said["mesh"] == f"data={jax.device_count()}" and said["devices"] == f"{jax.device_count()} x cpu"
     assert "MiB per device (arguments" in said["memory"]
 

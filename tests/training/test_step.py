@@ -6,6 +6,7 @@ import optax
 import pytest
 from toy_training import Toy
 
+from ar_jax.training.paths import named_leaves, without
 from ar_jax.training.state import create_state, step_key
 from ar_jax.training.step import make_train_step
 from ar_jax.training.tables import OPTIMIZERS
@@ -36,9 +37,11 @@ def broken():
 def test_a_step_is_one_update_of_the_optimizer_with_the_key_of_that_step():
     step, state = make("sgd")
     new, metrics = step(state, batch())
-    loss = lambda p: Toy().loss(p, batch(), step_key(SEED, 0), jnp.float32(0))[0]  # noqa: E731
-    value, gradients = jax.jit(jax.value_and_grad(loss))(state.params)
-    chex.assert_trees_all_close(new.params, jax.tree.map(lambda p, g: p - 0.01 * g, state.params, gradients), atol=1e-6)
+    loss = lambda p: Toy().loss(state.params | p, batch(), step_key(SEED, 0), jnp.float32(0))[0]  # noqa: E731
+    trained = without(state.params, Toy().frozen)
+    value, gradients = jax.jit(jax.value_and_grad(loss))(trained)
+    expected = jax.tree.map(lambda p, g: p - 0.01 * g, trained, gradients)
+    chex.assert_trees_all_close(without(new.params, Toy().frozen), expected, atol=1e-6)
     assert metrics["loss"] == pytest.approx(float(value), rel=1e-6)
     assert metrics["grad_norm"] == pytest.approx(float(optax.tree.norm(gradients)), rel=1e-6)
     assert new.step == 1 and metrics["learning_rate"] == pytest.approx(0.01)
@@ -50,14 +53,51 @@ def test_accumulated_gradients_are_those_of_the_whole_batch():
     pieces, _ = make("sgd", task, accumulate_steps=4)
     for seed in range(2):
         (state, metrics), (same, pieced) = whole(state, batch(seed)), pieces(state, batch(seed))
-        chex.assert_trees_all_close(state, same, atol=1e-6)  # sums in another order
+        trained = [without(params, task.frozen) for params in (state.params, same.params)]
+        chex.assert_trees_all_close(*trained, atol=1e-6)  # sums in another order
+        chex.assert_trees_all_close(state.opt_state, same.opt_state, atol=1e-6)
         chex.assert_trees_all_close(metrics, pieced, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_frozen_leaves_cost_no_memory_and_no_decay_and_change_by_replacement_alone(kind):
+    task, optimizer = Toy(), OPTIMIZERS[kind](schedule, weight_decay=0.5)
+    task.frozen = lambda name: name.startswith("seen/") or name == "head/kernel"
+    step = jax.jit(make_train_step(task, optimizer, schedule, seed=SEED, num_steps=10, ema_decay=0.9))
+    state = jax.jit(lambda: create_state(task, optimizer, SEED, True))()
+    new, _ = step(state, batch())
+    memory = "|".join(named_leaves((new.opt_state, new.ema)))
+    assert "hidden/kernel" in memory and "head/kernel" not in memory and "seen" not in memory
+    np.testing.assert_array_equal(new.params["head"]["kernel"], state.params["head"]["kernel"])
+    np.testing.assert_allclose(new.params["seen"]["mean"], 0.1 * batch()["x"].mean(axis=0), atol=1e-7)
+    assert new.params["seen"]["count"] == 8 and not np.allclose(new.params["head"]["bias"], 0)
+
+
+def test_micro_batches_replace_one_after_another():
+    step, state = make("sgd", accumulate_steps=4)
+    new, _ = step(state, batch())
+    mean = np.zeros(4, np.float32)
+    for micro in range(4):  # rows i, i + 4
+        mean = 0.9 * mean + 0.1 * batch()["x"][micro::4].mean(axis=0)
+    np.testing.assert_allclose(new.params["seen"]["mean"], mean, atol=1e-6)
+    assert new.params["seen"]["count"] == 8
+
+
+@pytest.mark.parametrize("name", ["seen/men", "head/bias"])
+def test_only_frozen_leaves_that_exist_can_be_replaced(name):
+    class Wrong(Toy):
+        def replaced(self, params, batch):
+            return {name: jnp.zeros(1)}
+
+    step, state = make("sgd", Wrong())
+    with pytest.raises(ValueError, match=f"replaces '{name}'"):
+        step(state, batch())
 
 
 def test_micro_batches_have_different_keys():
     class KeyOnly(Toy):
         def loss(self, params, batch, key, progress):
-            return jax.random.uniform(key, ()) + 0 * params["head"]["bias"].sum(), {}
+            return jax.random.uniform(key, ()) + 0 * params["head"]["bias"].sum(), {}, {}
 
     step, state = make("sgd", KeyOnly(), accumulate_steps=2)
     losses = [float(jax.random.uniform(k, ())) for k in jax.random.split(step_key(SEED, 0), 2)]
@@ -81,7 +121,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(kind):
 def test_a_finite_loss_with_a_gradient_that_is_not_finite_is_skipped():
     class Cliff(Toy):
         def loss(self, params, batch, key, progress):
-            return jnp.sqrt(jnp.sum(params["head"]["bias"] ** 2)), {}  # infinite slope at 0, where the bias starts
+            return jnp.sqrt(jnp.sum(params["head"]["bias"] ** 2)), {}, {}  # infinite slope at 0, where the bias starts
 
     step, state = make("sgd", Cliff())
     after, metrics = step(state, batch())
@@ -91,12 +131,14 @@ def test_a_finite_loss_with_a_gradient_that_is_not_finite_is_skipped():
 
 def test_the_average_follows_the_parameters_with_a_decay_that_warms_up():
     step, state = make(ema_decay=0.15)
-    average = state.params
+    average = without(state.params, Toy().frozen)
     for t, decay in enumerate([1 / 10, 0.15, 0.15]):
         state, _ = step(state, batch(t))
-        average = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * p, average, state.params)
+        trained = without(state.params, Toy().frozen)
+        average = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * p, average, trained)
     chex.assert_trees_all_close(state.ema, average, atol=1e-6)
-    assert state.averaged_params is state.ema and make()[1].averaged_params is not None
+    chex.assert_trees_all_equal(state.averaged_params, state.ema | {"seen": state.params["seen"]})
+    assert make()[1].averaged_params is not None
 
 
 def test_bfloat16_parameters_keep_float32_moments_and_one_compilation_serves():

@@ -17,20 +17,35 @@ from ar_jax.training import fit
 
 
 class Toy:
-    """Regression with noise from the step's key, so that a wrong key shows; batches with a NaN give a NaN loss."""
+    """Regression with noise from the step's key, so that a wrong key shows; batches with a NaN give a NaN loss.
+
+    What no gradient trains: a running mean of the inputs, and a count of what was seen.
+    """
 
     def __init__(self, width: int = 8, noise: float = 0.1):
         self.width, self.noise = width, noise
 
     def init(self, key):
         hidden, head = jnp.split(jax.random.uniform(key, (5, self.width), minval=-1.0), [4])
-        return {"hidden": {"kernel": hidden}, "head": {"kernel": head.T, "bias": jnp.zeros(1)}}
+        network = {"hidden": {"kernel": hidden}, "head": {"kernel": head.T, "bias": jnp.zeros(1)}}
+        return network | {"seen": {"mean": jnp.zeros(4), "count": jnp.zeros((), jnp.int32)}}
+
+    def frozen(self, name):
+        return name.startswith("seen/")
+
+    def replaced(self, params, batch):
+        mean, count = params["seen"]["mean"], params["seen"]["count"]
+        return {"seen/mean": 0.9 * mean + 0.1 * batch["x"].mean(axis=0), "seen/count": count + len(batch["x"])}
 
     def loss(self, params, batch, key, progress):
         noise = self.noise * jax.random.uniform(key, batch["y"].shape)
         hidden = jnp.tanh(batch["x"] @ params["hidden"]["kernel"])
         error = (hidden @ params["head"]["kernel"])[:, 0] + params["head"]["bias"] - batch["y"] - noise
-        return jnp.mean(error**2), {"absolute_error": jnp.mean(jnp.abs(error)), "progress": progress}
+        return (
+            jnp.mean(error**2),
+            {"absolute_error": jnp.mean(jnp.abs(error)), "progress": progress},
+            self.replaced(params, batch),
+        )
 
 
 def batches(batch_size: int = 8, seconds: float = 0.0, bad: tuple[int, ...] = ()):

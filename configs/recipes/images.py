@@ -1,0 +1,52 @@
+"""What the configs of image generators have in common: ImageNet, and how the small variants are trained."""
+
+import importlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+IMAGENET_SIZE = 1_281_167
+TOKENIZER_DIRECTORY = "runs/tokenizers"  # where the trained tokenizers of the "fashion" variants are looked for
+SMALL = {  # data; steps, warm-up, batch size and peak learning rate
+    "fashion": (dict(kind="idx"), 1500, 75, 64, 1e-3),
+    "smoke": (dict(kind="digits"), 40, 5, 64, 5e-3),
+}
+
+
+def imagenet(image_size: int) -> dict[str, Any]:
+    """ImageNet's images, their centre squares at this size, as tensorflow_datasets prepares them."""
+    return dict(kind="tfds", builder="imagenet2012", test_split="validation", image_size=image_size, flip=True)
+
+
+def trained(name: str) -> dict[str, Any]:
+    """The tokenizer that the "fashion" variant of configs/tokenizers/`name`.py has trained."""
+    config = importlib.import_module(f"configs.tokenizers.{name}").get_config("fashion")
+    return config.tokenizer.to_dict() | dict(workdir=f"{TOKENIZER_DIRECTORY}/{name}")
+
+
+def epochs(count: float, batch_size: int) -> int:
+    """Steps of so many epochs of ImageNet."""
+    return round(count * IMAGENET_SIZE / batch_size)
+
+
+def train_on_imagenet(
+    config: ConfigDict, image_size: int, num_steps: int, batch_size: int, ema_decay: float = 0.0
+) -> None:
+    """Fills in what all published trainings share; optimizer and schedule are each paper's own."""
+    config.data = imagenet(image_size)
+    config.train = dict(num_steps=num_steps, batch_size=batch_size, log_every_steps=100, ema_decay=ema_decay)
+    config.checkpoint = dict(every_steps=5000)
+    config.eval = dict(batch_size=50)
+    config.mesh = dict(data=-1, layout="fsdp")
+    config.model.update(dtype="bfloat16", remat=True)
+
+
+def train_small(config: ConfigDict, variant: str) -> None:
+    """Fills in data and training of a "smoke" or "fashion" variant."""
+    data, num_steps, warmup_steps, batch_size, learning_rate = SMALL[variant]
+    config.data = dict(data)
+    config.optimizer = dict(kind="adamw", learning_rate=learning_rate, b2=0.95, weight_decay=0.05, clip_norm=1.0)
+    config.schedule = dict(kind="cosine", warmup_steps=warmup_steps)
+    config.train = dict(num_steps=num_steps, batch_size=batch_size, log_every_steps=20)
+    config.checkpoint = dict(every_steps=500)
+    config.eval = dict(batch_size=180)
