@@ -5,24 +5,26 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from ar_jax import training
 from ar_jax.config import UsageError, build
 from ar_jax.data import DATASETS, pipeline
 from ar_jax.data.protocol import Dataset, Facts
 from ar_jax.evaluation import reconstruction, report
+from ar_jax.orders.protocol import within
 from ar_jax.sampling.loop import Given
 from ar_jax.system import System, check_sections, compiled, from_config
 from ar_jax.tokenizer_system import TokenizerRun, TokenizerSystem, tokenizer_from_config, trains_tokenizer
 from ar_jax.training.program import TrainOptions, options
-from ar_jax.training.workdir import read_config, write_atomically
+from ar_jax.training.workdir import plain_values, read_config, write_atomically
 
 FACTS = "facts.json"
 NEEDED = ("seed", "data", "optimizer", "schedule", "train")
@@ -78,6 +80,10 @@ class Run:
         return np.asarray(
             compiled(self.system.sample)(self.params, jax.random.key(seed), condition, drop, drawing, keep)
         )
+
+    def slots_within(self, region: np.ndarray) -> np.ndarray:
+        """[1, L] bool, the slots whose cells lie inside a region [H, W] of the image: a `given_mask` of `sample`."""
+        return within(self.system.tokenizer.layout, region)[None]
 
     def decode(self, tokens: np.ndarray) -> np.ndarray:
         """Tokens on their slots as data: images [B, H, W, C] in [-1, 1], or bytes [B, length]."""
@@ -176,8 +182,11 @@ def build_run(config: Mapping[str, Any], facts: Facts | None = None) -> Run | To
       config: see configs/digits.py.
       facts: what the data is; None loads the data to see.
     """
+    config = with_tokenizer(config)
     system = _system(config, facts or load_data(config))
-    return _run(system, jax.jit(system.init)(jax.random.key(config["seed"])), config)
+    params = jax.jit(system.init)(jax.random.key(config["seed"]))
+    start = _trained_before(config)
+    return _run(system, params if start is None else start(params), config)
 
 
 def _system(config: Mapping[str, Any], facts: Facts) -> System | TokenizerSystem:
@@ -211,6 +220,7 @@ def train(config: Mapping[str, Any], workdir: str | Path | None = None) -> Run |
     if workdir is None:
         with tempfile.TemporaryDirectory() as folder:
             return train(config, folder)
+    config = with_tokenizer(config)
     data = load_data(config)
     system = _system(config, data)
     report.check_eval(config)
@@ -230,8 +240,48 @@ def train(config: Mapping[str, Any], workdir: str | Path | None = None) -> Run |
         sample=lambda params, step: _picture(_run(system, params, config, step), data),
         describe=system.describe(),
         prepare=lambda directory: write_atomically(directory / FACTS, json.dumps(_facts(data))),
+        adopt=_trained_before(config),
     )
     return _run(system, state.averaged_params, config, int(state.step))
+
+
+def with_tokenizer(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config with its tokenizer written out where it names only the directory that one was trained in.
+
+    `config.tokenizer.workdir` is that directory; other keys override those that the tokenizer was trained with.
+
+    Raises:
+      UsageError: there is no run in that directory, or its tokenizer was not trained there.
+    """
+    own = dict(config.get("tokenizer") or {})
+    if not own.get("workdir"):
+        return config
+    trained = read_config(own["workdir"])
+    if not trains_tokenizer(trained):
+        raise UsageError(
+            f"config.tokenizer.workdir={own['workdir']!r} holds no tokenizer; train one, as configs/tokenizers do."
+        )
+    return ConfigDict(plain_values(config) | {"tokenizer": trained.tokenizer.to_dict() | own})
+
+
+def _trained_before(config: Mapping[str, Any]) -> Callable[[Any], Any] | None:
+    """What puts the parameters that were trained before in the place of fresh ones, or None where there are none."""
+    whole, tokenizer = dict(config["train"]).get("init_from"), dict(config["tokenizer"]).get("workdir")
+    for workdir in filter(None, (whole, tokenizer)):
+        read_config(workdir)  # a missing directory is told now, before anything is written
+
+    def start(params: Any) -> Any:
+        if whole:
+            params = load(whole, ConfigDict(plain_values(read_config(whole)) | _same_model(config))).params
+        return params | {"tokenizer": load(tokenizer).params["tokenizer"]} if tokenizer else params
+
+    return start if whole or tokenizer else None
+
+
+def _same_model(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections that decide the parameters of a model."""
+    deciding = ("tokenizer", "order", "feed", "condition", "model", "head", "objective")
+    return {k: v for k, v in plain_values(config).items() if k in deciding}
 
 
 def load(workdir: str | Path, config: Mapping[str, Any] | None = None) -> Run | TokenizerRun:
@@ -270,11 +320,16 @@ def _facts(data: Facts) -> dict[str, Any]:
 
 def _check_facts(workdir: Path, data: Facts) -> None:
     """Raises UsageError where the run in a directory was trained on other data than this."""
-    if (workdir / FACTS).exists() and read_facts(workdir) != Facts(**_facts(data)):
+    if (workdir / FACTS).exists() and _essence(read_facts(workdir)) != _essence(data):
         raise UsageError(
             f"{workdir} holds a run on other data than config.data gives now; choose another --workdir, "
             "or give that run's data."
         )
+
+
+def _essence(facts: Facts) -> tuple[Any, ...]:
+    """What a model depends on: the names of the classes are for people."""
+    return facts.modality, tuple(facts.shape), facts.levels, len(facts.label_names)
 
 
 def evaluate(run: Run | TokenizerRun, workdir: str | Path) -> dict[str, float]:

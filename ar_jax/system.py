@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from flax import struct
 from jax import Array
+from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from ar_jax.config import UsageError, build, check_keys, choose
@@ -78,8 +79,8 @@ class Drawing:
     """
 
     filters: Sampling
-    guidance_scales: Array | None = None
-    temperature_factors: Array | None = None
+    guidance_scales: ArrayLike | None = None
+    temperature_factors: ArrayLike | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -181,7 +182,9 @@ class System:
         choose(SCHEDULES, schedule, "sampling.guidance_schedule")
         choose(TEMPERATURE_SCHEDULES, cooling, "sampling.temperature_schedule")
         _check_range(chosen)
-        scale, power, steps = (chosen.pop(f"guidance_{k}", d) for k, d in (("scale", 1.0), ("power", 1.0), ("steps", None)))
+        scale, power, steps = (
+            chosen.pop(f"guidance_{k}", d) for k, d in (("scale", 1.0), ("power", 1.0), ("steps", None))
+        )
         filters = [name for name in ("top_k", "top_p", "min_p") if chosen.get(name) is not None]
         if filters and not self.tokenizer.vocab_size:
             raise UsageError(
@@ -259,7 +262,9 @@ def _feed(config: Mapping[str, Any], objective: Objective, tokenizer: Tokenizer,
     if isinstance(objective, Masked) and config["kind"] == "auto":
         config["kind"] = "mask"
     if order.adaptive and config["kind"] != "mask":
-        raise UsageError("config.sampling.order.adaptive needs feed 'mask', which config.objective.kind='masked' trains.")
+        raise UsageError(
+            "config.sampling.order.adaptive needs feed 'mask', which config.objective.kind='masked' trains."
+        )
     resampled = getattr(tokenizer, "resample_channels", 0) > 0
     return build(FEEDS, config, "feed", order=order, num_prefix=num_prefix, resampled=resampled)
 

@@ -14,7 +14,7 @@ SIZES = {
     "xxl": dict(num_layers=48, num_heads=24, dim=1536, guidance_scale=7.5),
 }
 SMALL = {
-    "fashion": dict(num_layers=6, num_heads=6, dim=192, guidance_scale=2.0, num_steps=16),
+    "fashion": dict(num_layers=6, num_heads=4, dim=128, guidance_scale=2.0, num_steps=16),
     "smoke": dict(num_layers=2, num_heads=4, dim=64, guidance_scale=2.0, num_steps=16),
 }
 VARIANTS = {"base": SIZES["l"], **SIZES, **SMALL}
@@ -26,8 +26,8 @@ def get_config(variant: str = "base") -> ConfigDict:
     `python train.py --config=configs/arpg.py:smoke --workdir=DIR`: 40 steps to SMOKE bits per dimension held out
     (scikit-learn's digits, a token for each pixel; sampled in 16 steps).
 
-    `python train.py --config=configs/arpg.py:fashion --workdir=DIR` trains on the codes of Fashion-MNIST that
-    configs/tokenizers/vqgan.py:fashion has learned in runs/tokenizers/vqgan.
+    `python train.py --config=configs/arpg.py:fashion --workdir=DIR` trains on tokens of Fashion-MNIST in
+    runs/shards/vqgan; docs/landmarks.md tells how they are made.
     """
     size = dict(choose_variant(VARIANTS, variant))
     guidance_scale, num_steps = size.pop("guidance_scale"), size.pop("num_steps", 64)
@@ -44,8 +44,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     config.sampling = dict(temperature=1.0, guidance_scale=guidance_scale, guidance_schedule="linear")
     config.sampling.order = dict(kind="random", num_steps=num_steps, sizes="arccos")
     if small:
-        images.train_small(config, variant)
-        config.tokenizer = images.trained("vqgan") if variant == "fashion" else dict(kind="pixels")
+        images.train_small(config, variant, "vqgan", dict(kind="pixels"))
         return config
     config.tokenizer = dict(kind="autoencoder") | vqgan.VARIANTS["base"]
     config.optimizer = dict(kind="adamw", learning_rate=4e-4, b1=0.9, b2=0.95, weight_decay=0.05, clip_norm=1.0)

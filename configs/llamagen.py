@@ -17,7 +17,7 @@ SIZES = {
 }
 GUIDANCE = {"b": 2.0, "l": 2.0, "xl": 1.75, "xxl": 1.75, "3b": 1.65}
 SMALL = {
-    "fashion": dict(num_layers=6, num_heads=6, dim=192),
+    "fashion": dict(num_layers=4, num_heads=4, dim=128),
     "smoke": dict(num_layers=2, num_heads=4, dim=64),
 }
 # Where codes cover 16 x 16 pixels, an image of 256 pixels a side is 16 x 16 codes, one of 384 is 24 x 24.
@@ -35,8 +35,8 @@ def get_config(variant: str = "base") -> ConfigDict:
     `python train.py --config=configs/llamagen.py:smoke --workdir=DIR`: 40 steps to SMOKE bits per dimension held out
     (scikit-learn's digits, a token for each pixel).
 
-    `python train.py --config=configs/llamagen.py:fashion --workdir=DIR` trains on the codes of Fashion-MNIST that
-    configs/tokenizers/vqgan.py:fashion has learned in runs/tokenizers/vqgan.
+    `python train.py --config=configs/llamagen.py:fashion --workdir=DIR` trains on tokens of Fashion-MNIST in
+    runs/shards/vqgan; docs/landmarks.md tells how they are made.
     """
     name, image_size = choose_variant(VARIANTS, variant)
     config = ConfigDict()
@@ -48,8 +48,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     config.head = dict(kind="categorical", use_bias=False)
     config.objective = dict(kind="next_token")
     if name in SMALL:
-        images.train_small(config, variant)
-        config.tokenizer = images.trained("vqgan") if variant == "fashion" else dict(kind="pixels")
+        images.train_small(config, variant, "vqgan", dict(kind="pixels"))
         config.sampling = dict(temperature=1.0, guidance_scale=1.5)
         return config
     config.tokenizer = dict(kind="autoencoder") | vqgan.VARIANTS["base"]

@@ -14,7 +14,7 @@ SIZES = {
     "h": dict(num_layers=20, num_heads=16, dim=1280, head=(12, 1536), guidance_scale=3.2),
 }
 SMALL = {
-    "fashion": dict(num_layers=3, num_heads=6, dim=192, head=(3, 256), guidance_scale=1.5),
+    "fashion": dict(num_layers=3, num_heads=4, dim=128, head=(3, 256), guidance_scale=1.5),
     "smoke": dict(num_layers=1, num_heads=4, dim=64, head=(2, 64), guidance_scale=1.5),
 }
 COPIES = {"fashion": 8, "smoke": 4}  # of the class; the published models have 64
@@ -30,8 +30,8 @@ def get_config(variant: str = "base") -> ConfigDict:
     `python train.py --config=configs/mar.py:smoke --workdir=DIR`: 40 steps to a loss of SMOKE
     (scikit-learn's digits, a token for 2 x 2 pixels).
 
-    `python train.py --config=configs/mar.py:fashion --workdir=DIR` trains on the latents of Fashion-MNIST that
-    configs/tokenizers/mar_kl.py:fashion has learned in runs/tokenizers/mar_kl.
+    `python train.py --config=configs/mar.py:fashion --workdir=DIR` trains on tokens of Fashion-MNIST in
+    runs/shards/mar_kl; docs/landmarks.md tells how they are made.
     """
     size = dict(choose_variant(VARIANTS, variant))
     (depth, width), guidance_scale = size.pop("head"), size.pop("guidance_scale")
@@ -46,8 +46,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     config.objective = dict(kind="masked", schedule="truncated_normal", least_masked=0.7)
     config.sampling = dict(temperature=1.0, guidance_scale=guidance_scale, guidance_schedule="linear_mar")
     if variant in SMALL:
-        images.train_small(config, variant)
-        config.tokenizer = images.trained("mar_kl") if variant == "fashion" else dict(kind="patches", patch_size=2)
+        images.train_small(config, variant, "mar_kl", dict(kind="patches", patch_size=2))
         return config
     config.tokenizer = dict(kind="autoencoder") | mar_kl.VARIANTS["base"]
     config.optimizer = dict(kind="adamw", learning_rate=8e-4, b1=0.9, b2=0.95, weight_decay=0.02, clip_norm=3.0)

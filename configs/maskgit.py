@@ -22,7 +22,7 @@ TITOK = {
 # MaskGIL (arXiv:2507.13032): LlamaGen's networks, from 111M to 1.4B, that read all tokens; 8 steps.
 MASKGIL = {f"maskgil_{name}": LLAMA_SIZES[name] for name in ("b", "l", "xl", "xxl")}
 SMALL = {
-    "fashion": BERT | dict(dim=192, num_layers=6, num_heads=6, mlp_dim=768),
+    "fashion": BERT | dict(dim=128, num_layers=4, num_heads=4, mlp_dim=512),
     "smoke": BERT | dict(dim=64, num_layers=2, num_heads=4, mlp_dim=256),
 }
 VARIANTS = {"base": TITOK["titok_l_32"], **TITOK, **MASKGIL, **SMALL}
@@ -36,8 +36,8 @@ def get_config(variant: str = "base") -> ConfigDict:
     `python train.py --config=configs/maskgit.py:smoke --workdir=DIR`: 40 steps to SMOKE bits per dimension held out
     (scikit-learn's digits, a token for each pixel).
 
-    `python train.py --config=configs/maskgit.py:fashion --workdir=DIR` trains on the codes of Fashion-MNIST that
-    configs/tokenizers/vqgan.py:fashion has learned in runs/tokenizers/vqgan.
+    `python train.py --config=configs/maskgit.py:fashion --workdir=DIR` trains on tokens of Fashion-MNIST in
+    runs/shards/vqgan; docs/landmarks.md tells how they are made.
     """
     size = choose_variant(VARIANTS, variant)
     config = ConfigDict()
@@ -51,8 +51,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         return _maskgil(config, size)
     if variant in SMALL:
         config.model = model_config(**size)
-        images.train_small(config, variant)
-        config.tokenizer = images.trained("vqgan") if variant == "fashion" else dict(kind="pixels")
+        images.train_small(config, variant, "vqgan", dict(kind="pixels"))
         config.sampling.update(temperature=2.0, temperature_schedule="linear", guidance_scale=1.5)
         return config
     network, tokenizer, (num_steps, temperature), guidance = size

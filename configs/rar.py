@@ -15,7 +15,7 @@ SIZES = {
     "xxl": dict(num_layers=40, dim=1408, mlp_dim=6144, sampling=(1.02, 8.0, 1.2)),
 }
 SMALL = {
-    "fashion": dict(num_layers=6, dim=192, mlp_dim=768, sampling=(1.0, 1.5, 1.0)),
+    "fashion": dict(num_layers=4, dim=128, mlp_dim=512, sampling=(1.0, 1.5, 1.0)),
     "smoke": dict(num_layers=2, dim=64, mlp_dim=256, sampling=(1.0, 1.5, 1.0)),
 }
 VARIANTS = {"base": SIZES["b"], **SIZES, **SMALL}
@@ -29,8 +29,8 @@ def get_config(variant: str = "base") -> ConfigDict:
     `python train.py --config=configs/rar.py:smoke --workdir=DIR`: 40 steps to SMOKE bits per dimension held out
     (scikit-learn's digits, a token for each pixel).
 
-    `python train.py --config=configs/rar.py:fashion --workdir=DIR` trains on the codes of Fashion-MNIST that
-    configs/tokenizers/maskgit_vqgan.py:fashion has learned in runs/tokenizers/maskgit_vqgan.
+    `python train.py --config=configs/rar.py:fashion --workdir=DIR` trains on tokens of Fashion-MNIST in
+    runs/shards/vqgan; docs/landmarks.md tells how they are made.
     """
     size = dict(choose_variant(VARIANTS, variant))
     temperature, guidance_scale, power = size.pop("sampling")
@@ -39,15 +39,14 @@ def get_config(variant: str = "base") -> ConfigDict:
     config.seed = 0
     config.order = dict(kind="raster")
     config.condition = dict(kind="class", start_token=True, guidance_dropout_rate=0.1)
-    config.model = model_config(**size, num_heads=6 if variant == "fashion" else 4 if small else 16)
+    config.model = model_config(**size, num_heads=4 if small else 16)
     config.model.dropout_rate = 0.1
     config.head = dict(kind="categorical")
     config.objective = dict(kind="permuted", anneal_start=0.5, anneal_end=0.75)
     config.sampling = dict(temperature=temperature, guidance_scale=guidance_scale)
     config.sampling.update(guidance_schedule="cosine", guidance_power=power)
     if small:
-        images.train_small(config, variant)
-        config.tokenizer = images.trained("maskgit_vqgan") if variant == "fashion" else dict(kind="pixels")
+        images.train_small(config, variant, "vqgan", dict(kind="pixels"))
         return config
     config.tokenizer = dict(kind="autoencoder") | maskgit_vqgan.VARIANTS["base"]
     config.optimizer = dict(kind="adamw", learning_rate=4e-4, b1=0.9, b2=0.96, weight_decay=0.03, clip_norm=1.0)

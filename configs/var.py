@@ -17,7 +17,7 @@ SIZES = {
     "d30": dict(depth=30, training=(350, 1024, 3.2e-4, 0.01)),
     "d36_512": dict(depth=36, training=(350, 768, 2.4e-4, 0.01)),
 }
-SMALL = {"fashion": (192, 6, 6), "smoke": (64, 2, 4)}
+SMALL = {"fashion": (128, 4, 4), "smoke": (64, 2, 4)}
 VARIANTS = {"base": SIZES["d16"], **SIZES, "fashion": {}, "smoke": {}}
 
 
@@ -29,8 +29,8 @@ def get_config(variant: str = "base") -> ConfigDict:
     `python train.py --config=configs/var.py:smoke --workdir=DIR`: 40 steps to SMOKE bits per dimension held out, a
     bound (scikit-learn's digits as a residual pyramid of 1, 2, 4 and 8 pixels a side).
 
-    `python train.py --config=configs/var.py:fashion --workdir=DIR` trains on the codes of Fashion-MNIST that
-    configs/tokenizers/var_vq.py:fashion has learned in runs/tokenizers/var_vq.
+    `python train.py --config=configs/var.py:fashion --workdir=DIR` trains on tokens of Fashion-MNIST in
+    runs/shards/var_vq; docs/landmarks.md tells how they are made.
     """
     size = choose_variant(VARIANTS, variant)
     config = ConfigDict()
@@ -41,9 +41,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     config.objective = dict(kind="next_token")
     if variant in SMALL:
         config.model = model_config(*SMALL[variant])
-        images.train_small(config, variant)
-        pyramid = dict(kind="residual_pyramid", sides=(1, 2, 4, 8))
-        config.tokenizer = images.trained("var_vq") if variant == "fashion" else pyramid
+        images.train_small(config, variant, "var_vq", dict(kind="residual_pyramid", sides=(1, 2, 4, 8)))
         config.sampling = dict(temperature=1.0, guidance_scale=1.5, guidance_schedule="linear_steps")
         return config
     depth, (num_epochs, batch_size, learning_rate, final_scale) = size["depth"], size["training"]

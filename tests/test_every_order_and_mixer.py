@@ -85,9 +85,7 @@ def test_any_cut_between_steps_gives_the_outputs_of_the_whole(mixer: str, order:
     chex.assert_trees_all_close(halves, whole, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("mixer", "order", "feed", "backbone"), [row for row in CAUSAL if row[0] in READERS] + MASKED
-)
+@pytest.mark.parametrize(("mixer", "order", "feed", "backbone"), [row for row in CAUSAL if row[0] in READERS] + MASKED)
 def test_no_information_comes_from_the_same_or_a_later_step(mixer: str, order: str, feed: str, backbone: str) -> None:
     """By gradients: with all tokens embedded as floats, the answer for step k does not move with tokens of steps >= k."""
     system = cases.tiny(mixer, order, feed, backbone)

@@ -20,7 +20,7 @@ BLANKS = {
     "tokenizers": tokenizers.TOKENIZERS,
     "orders": ORDERS,
     "mixers": mixers.MIXERS,
-    "models": models.MODELS,
+    "models": models.BACKBONES,
     "heads": heads.HEADS,
     "objectives": objectives.OBJECTIVES,
 }

@@ -7,9 +7,34 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ar_jax.system import System
+from ar_jax.tokenizers.learned import LearnedTokenizer
+
+
+def mean_loss(
+    system: System, params: Any, batches: Iterable[Mapping[str, np.ndarray]], seed: int = 0
+) -> dict[str, float]:
+    """The objective's loss of held-out examples, at the end of the training's schedules: for heads without a likelihood.
+
+    Args:
+      system: the parts.
+      params: see System.
+      batches: of one shape. Examples that only fill the last batch count like the others.
+      seed: draws orders, masks and noise.
+
+    Returns:
+      `loss`.
+    """
+    loss = jax.jit(lambda params, batch, key: system.loss(params, batch, key, jnp.float32(1))[0])
+    keys = (jax.random.fold_in(jax.random.key(seed), index) for index in range(2**31))
+    losses = [
+        float(loss(params, {k: v for k, v in batch.items() if k != "weight"}, key))
+        for batch, key in zip(batches, keys, strict=False)
+    ]
+    return {"loss": float(np.mean(losses))}
 
 
 def likelihood(
@@ -29,8 +54,9 @@ def likelihood(
       seed: draws the orders of a shuffled order, one per example: then the result estimates the mean over orders.
 
     Returns:
-      `nll_nats_per_example`, and for discrete tokens `bits_per_dim` (of the data's numbers; with several scales an upper
-      bound) and, for text, `perplexity_per_token`. Continuous tokens have a density, so the first may be negative.
+      `nll_nats_per_example`; with a learned tokenizer `bits_per_token`, with other discrete tokens `bits_per_dim` (of the
+      data's numbers; with several scales an upper bound), and for text `perplexity_per_token`. Continuous tokens have a
+      density, so the first may be negative.
     """
     total, count = 0.0, 0.0
     for index, batch in enumerate(batches):
@@ -39,7 +65,11 @@ def likelihood(
         weight = np.asarray(batch.get("weight", np.ones(len(nats))), np.float64)
         total, count = total - (nats * weight).sum(), count + weight.sum()
     metrics = {"nll_nats_per_example": total / count}
-    if system.tokenizer.vocab_size:
+    if isinstance(
+        system.tokenizer, LearnedTokenizer
+    ):  # its tokens do not tell the data, so the data have no likelihood
+        metrics["bits_per_token"] = total / count / system.model.order.length / math.log(2)
+    elif system.tokenizer.vocab_size:
         metrics["bits_per_dim"] = total / count / system.tokenizer.num_dims / math.log(2)
         if system.facts.modality == "text":
             metrics["perplexity_per_token"] = math.exp(total / count / system.model.order.length)

@@ -16,7 +16,7 @@ from ar_jax.config import UsageError, check_keys
 from ar_jax.data import pipeline
 from ar_jax.data.protocol import Dataset
 from ar_jax.evaluation import pictures
-from ar_jax.evaluation.likelihood import likelihood
+from ar_jax.evaluation.likelihood import likelihood, mean_loss
 from ar_jax.system import compiled
 from ar_jax.training.workdir import write_atomically
 
@@ -43,8 +43,10 @@ def check_eval(config: Any) -> int:
 
 
 def held_out(run: Run, data: Dataset) -> dict[str, float]:
-    """Metrics of the held-out examples; see `likelihood`."""
+    """Metrics of the held-out examples; see `likelihood`, and `mean_loss` for heads that have none."""
     batches = pipeline.test_batches(data, min(check_eval(run.config), len(data.test)))
+    if not run.system.model.generator.head.has_likelihood:
+        return mean_loss(run.system, run.params, batches, run.config["seed"])
     return likelihood(run.system, compiled(run.system.log_prob), run.params, batches, run.config["seed"])
 
 

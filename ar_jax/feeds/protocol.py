@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -75,7 +76,7 @@ class Feed:
             )
         forgotten = np.concatenate([np.arange(len(c)) >= c.num_remembered for c in self.chunks])
         first = np.argsort(forgotten, kind="stable")
-        arrays = {k: np.concatenate([getattr(c, k) for c in self.chunks])[first] for k in _PER_TOKEN}
+        arrays: dict[str, Any] = {k: np.concatenate([getattr(c, k) for c in self.chunks])[first] for k in _PER_TOKEN}
         return chunk(**arrays, num_remembered=int((~forgotten).sum()))
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -19,6 +21,8 @@ class Categorical(nn.Module):
     use_bias: bool = True
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
+
+    has_likelihood: ClassVar[bool] = True
 
     def setup(self) -> None:
         """The projection; zeros make the first prediction uniform."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,8 @@ class Diffusion(nn.Module):
     batch_multiplier: int = 4
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
+
+    has_likelihood: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Checks the sizes before anything is traced."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -29,6 +31,8 @@ class GaussianMixture(nn.Module):
     num_candidates: int = 32
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
+
+    has_likelihood: ClassVar[bool] = True
 
     def setup(self) -> None:
         """One projection to weights, means and scales."""

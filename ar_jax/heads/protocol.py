@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from flax import struct
 from jax import Array
@@ -31,6 +31,8 @@ class Sampling:
 
 class Head(Protocol):
     """p(token | hidden vector). A Linen module whose methods are called through `apply`."""
+
+    has_likelihood: ClassVar[bool]  # log_prob exists
 
     def loss(
         self, hidden: Array, target: Array, key: Array, *, label_smoothing: float = 0.0, z_loss: float = 0.0

@@ -22,7 +22,9 @@ Weights = Mapping[str, np.ndarray]
 Outputs = dict[str, Any]
 
 
-def official_run(config: Mapping[str, Any], num_classes: int, rules: Callable[[System], Rules], weights: Weights) -> Any:
+def official_run(
+    config: Mapping[str, Any], num_classes: int, rules: Callable[[System], Rules], weights: Weights
+) -> Any:
     """A system on tokens, and its parameters from official weights.
 
     Args:
@@ -38,7 +40,12 @@ def official_run(config: Mapping[str, Any], num_classes: int, rules: Callable[[S
 
 
 def logits_in_order(
-    system: System, params: Any, tokens: np.ndarray, condition: Any, slots: np.ndarray | None = None, drop: bool = False
+    system: System,
+    params: Any,
+    tokens: np.ndarray | Array,
+    condition: Any,
+    slots: np.ndarray | None = None,
+    drop: bool = False,
 ) -> tuple[Array, Array]:
     """Teacher-forced logits and the tokens that they predict, in the order of generation, [B, L, V] and [B, L].
 
@@ -89,4 +96,7 @@ def greedy(
 
 def mlp(official: str, ours: str, names: tuple[str, ...], linear: Callable[[str, str], Any]) -> list[Any]:
     """The rules of an MLP of ours, whose projections `up`, `down` (and `gate`) have these names there."""
-    return [linear(f"{official}.{name}", f"{ours}/{mine}") for name, mine in zip(names, ("up", "down", "gate"), strict=False)]
+    return [
+        linear(f"{official}.{name}", f"{ours}/{mine}")
+        for name, mine in zip(names, ("up", "down", "gate"), strict=False)
+    ]

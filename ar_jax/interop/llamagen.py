@@ -122,7 +122,5 @@ def replay_text(meta: Mapping[str, Any], weights: Weights, inputs: Weights) -> O
     return {
         "out.logits": logits,
         "out.loss": loss,
-        "out.greedy_cfg": greedy(
-            system, params, caption, len(valid), guidance_scale=meta["config"]["cfg_scale"]
-        ),
+        "out.greedy_cfg": greedy(system, params, caption, len(valid), guidance_scale=meta["config"]["cfg_scale"]),
     }

@@ -57,7 +57,11 @@ def rules(system: System) -> list[Any]:
             join({"class_emb.weight": classes, "fake_latent": 1}, "condition/embed/embedding"),
             linear("z_proj", "value_embed"),
             norm("z_proj_ln", "norm"),
-            same("encoder_pos_embed_learned", "position_embed/embedding", shape=(1, backbone.num_rows, backbone.embed_dim)),
+            same(
+                "encoder_pos_embed_learned",
+                "position_embed/embedding",
+                shape=(1, backbone.num_rows, backbone.embed_dim),
+            ),
             stacked(backbone.num_layers, _block("encoder_blocks.{i}", "decoder/encoder/layers/block_0")),
             norm("encoder_norm", "decoder/encoder_norm"),
             linear("decoder_embed", "decoder/bridge"),
@@ -102,17 +106,18 @@ def model_config(
 def _config(meta: Mapping[str, Any]) -> dict[str, Any]:
     given = meta["config"]
     side = given["img_size"] // given["vae_stride"] // given["patch_size"]
-    decoder = tuple(given[f"decoder_{name}"] for name in ("embed_dim", "depth", "num_heads"))
-    encoder = tuple(given[f"encoder_{name}"] for name in ("embed_dim", "depth", "num_heads"))
+    encoder, decoder = (
+        (given[f"{part}_embed_dim"], given[f"{part}_depth"], given[f"{part}_num_heads"])
+        for part in ("encoder", "decoder")
+    )
     head = dict(kind="diffusion", depth=given["diffloss_d"], width=given["diffloss_w"])
     return dict(
-        tokenizer=dict(
-            kind="codes", grids=((side, side),), channels=given["vae_embed_dim"] * given["patch_size"] ** 2
-        ),
+        tokenizer=dict(kind="codes", grids=((side, side),), channels=given["vae_embed_dim"] * given["patch_size"] ** 2),
         order=dict(kind="random", num_steps=given["num_iter"]),
         objective=dict(kind="masked", schedule="truncated_normal", least_masked=0.7),
         condition=dict(kind="class", copies=given["buffer_size"]),
-        head=head | {"num_sampling_steps": int(given["num_sampling_steps"]), "batch_multiplier": given["diffusion_batch_mul"]},
+        head=head
+        | {"num_sampling_steps": int(given["num_sampling_steps"]), "batch_multiplier": given["diffusion_batch_mul"]},
         model=model_config(*encoder, decoder, given.get("mlp_ratio", 4.0)),
     )
 
@@ -141,9 +146,7 @@ def replay(meta: Mapping[str, Any], weights: Weights, inputs: Weights) -> Output
         "out.loss_mse": squared.reshape(-1),
         "out.loss_vb": bits.reshape(-1),
         "out.sample": run(),
-        "out.sample_cfg": run(
-            guidance_scale=scale, guidance_schedule="linear_mar", temperature=given["temperature"]
-        ),
+        "out.sample_cfg": run(guidance_scale=scale, guidance_schedule="linear_mar", temperature=given["temperature"]),
         "out.sample_cfg_constant": run(guidance_scale=scale),
     }
 
@@ -182,9 +185,7 @@ def hidden_under_mask(
     return take(hidden[:, model.num_prefix :], jnp.argsort(slots, axis=1)), encoded
 
 
-def _sampled(
-    system: System, params: Any, labels: Array, inputs: Weights, patch_size: int, **drawing: Any
-) -> Array:
+def _sampled(system: System, params: Any, labels: Array, inputs: Weights, patch_size: int, **drawing: Any) -> Array:
     """Latents [B, C, H, W] from the recorded noise."""
     start, steps = jnp.asarray(inputs["in.noise_init"]), jnp.asarray(inputs["in.noise_steps"])
 

@@ -153,7 +153,13 @@ def _hidden_under_mask(
 
 
 def _sampled(
-    system: System, params: Any, labels: Array, inputs: Weights, temperature: float, cooling: str = "linear", **drawing: Any
+    system: System,
+    params: Any,
+    labels: Array,
+    inputs: Weights,
+    temperature: float,
+    cooling: str = "linear",
+    **drawing: Any,
 ) -> np.ndarray:
     """Tokens [B, L] int64 from the recorded noise."""
     uniforms = {"token": jnp.asarray(inputs["in.u_tokens"]), "confidence": jnp.asarray(inputs["in.u_confidence"])}

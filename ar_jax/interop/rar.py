@@ -57,7 +57,8 @@ def model_config(dim: int, num_layers: int, num_heads: int, mlp_dim: int) -> dic
     mixer = dict(kind="softmax", num_heads=num_heads, rope_base=0.0, qk_norm="layer", qkv_bias=True, out_bias=True)
     return dict(
         kind="decoder", embed_dim=dim, num_layers=num_layers, mlp_dim=mlp_dim, norm="layer", last_norm="plain",
-        adaln="block", activation="gelu_exact", gated=False, mlp_bias=True, prefix_positions=True, rank_modulation=True, mixer=mixer,
+        adaln="block", activation="gelu_exact", gated=False, mlp_bias=True, prefix_positions=True,
+        rank_modulation=True, mixer=mixer,
     )  # fmt: skip
 
 
@@ -98,9 +99,7 @@ def replay(meta: Mapping[str, Any], weights: Weights, inputs: Weights) -> Output
     }
 
 
-def _all_logits(
-    system: System, params: Any, tokens: Any, labels: Any, slots: Any = None, drop: bool = False
-) -> Array:
+def _all_logits(system: System, params: Any, tokens: Any, labels: Any, slots: Any = None, drop: bool = False) -> Array:
     """[B, L + 1, V]: also what follows the last token, which the official network computes and nobody uses."""
     model, batch, length = system.model, len(tokens), system.model.order.length
     own = model.order.slots(None, batch) if slots is None else jnp.asarray(slots, jnp.int32)

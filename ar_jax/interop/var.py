@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from ar_jax.interop.rules import (
     unused,
 )
 from ar_jax.system import System
+from ar_jax.tokenizers.learned import LearnedTokenizer
 
 SIX = sections((4, 2, 0, 5, 3, 1))  # there gate 1 and 2, scale 1 and 2, shift 1 and 2; here shift, scale, gate of each
 
@@ -35,7 +36,7 @@ def rules(system: System) -> list[Any]:
     """The network's weights, `var.*`, and its tokenizer's, `vae.*`."""
     return [
         prefixed("var.", "generator/", _network(system)),
-        prefixed("vae.", "tokenizer/", tokenizers.var_vqvae(system.tokenizer)),
+        prefixed("vae.", "tokenizer/", tokenizers.var_vqvae(cast(LearnedTokenizer, system.tokenizer))),
     ]
 
 
@@ -129,4 +130,3 @@ def replay(meta: Mapping[str, Any], weights: Weights, inputs: Weights) -> Output
         "out.greedy_cfg_image": jnp.moveaxis(decode(guided), -1, 1),
         "out.filtered_probs": jax.nn.softmax(filtered(jnp.asarray(inputs["in.filter_logits"]), settings)),
     }
-

@@ -201,6 +201,7 @@ class Softmax(nn.Module):
         scale = jnp.exp(jnp.minimum(self.log_scale, math.log(100)))
         return x * scale[None, None, :, None].astype(x.dtype)
 
+
 def _join(old: Array, new: Array) -> Array:
     return (
         old

@@ -81,9 +81,13 @@ class Autoregressive:
           UsageError: the order fills other places, or the feed needs what this network does not have.
         """
         if not np.array_equal(order.position, self.order.position):
-            raise UsageError("config.sampling.order fills other places than config.order; choose an order of the same grid.")
+            raise UsageError(
+                "config.sampling.order fills other places than config.order; choose an order of the same grid."
+            )
         if feed.remembers != self.feed.remembers or feed.resampled != self.feed.resampled:
-            raise UsageError("config.sampling.order needs another feed than the model was trained with; choose another.")
+            raise UsageError(
+                "config.sampling.order needs another feed than the model was trained with; choose another."
+            )
         return dataclasses.replace(self, order=order, feed=feed)
 
     def context(

@@ -69,7 +69,7 @@ class BlockOptions:
 
     def __post_init__(self) -> None:
         """Checks the values before anything is traced."""
-        tables = {"norm": NORMS, "activation": ACTIVATIONS, "dtype": DTYPES, "param_dtype": DTYPES}
+        tables: dict[str, Any] = {"norm": NORMS, "activation": ACTIVATIONS, "dtype": DTYPES, "param_dtype": DTYPES}
         for key, table in (tables | {"adaln": dict.fromkeys(ADALN), "last_norm": NORMS | {"": None}}).items():
             choose(table, getattr(self, key), f"model.{key}")
         if not 0 <= self.dropout_rate < 1:
@@ -182,5 +182,7 @@ class Block(nn.Module):
         if self.options.adaln == "block":
             width = vector.shape[-1]
             return Modulation(width, 6, self.options, name="modulation")(vector)
-        bias = self.param("modulation_bias", nn.initializers.zeros, (vector.shape[-1],), self.options.types["param_dtype"])
+        bias = self.param(
+            "modulation_bias", nn.initializers.zeros, (vector.shape[-1],), self.options.types["param_dtype"]
+        )
         return vector + bias.astype(vector.dtype)[None, None]

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flax import linen as nn
-
 from ar_jax.config import UsageError, build, check_keys, choose, parameters
 from ar_jax.models import BACKBONES
 from ar_jax.models.blocks import BlockOptions
@@ -18,8 +16,8 @@ SUPPLIED = ("embed_dim", "mixers", "options", "num_rows", "num_prefix", "decoder
 
 def build_generator(
     config: Mapping[str, Any],
-    head: nn.Module,
-    condition: nn.Module,
+    head: Any,
+    condition: Any,
     position: tuple[tuple[int, ...], ...],
     vocab_size: int,
     channels: int,
@@ -40,7 +38,8 @@ def build_generator(
     Raises:
       UsageError: a key that no part has, or a value that no part takes.
     """
-    config = {"kind": "decoder", "embed_dim": 128, "mixer": {"kind": "softmax"}} | dict(config)
+    defaults: dict[str, Any] = {"kind": "decoder", "embed_dim": 128, "mixer": {"kind": "softmax"}}
+    config = defaults | dict(config)
     backbone = choose(BACKBONES, config["kind"], "model.kind")
     own = [key for key in parameters(backbone) if key not in SUPPLIED]
     parts: dict[str, Any] = {"options": BlockOptions, "embedding": Embedding}

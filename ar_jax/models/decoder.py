@@ -152,12 +152,11 @@ class Decoder(nn.Module):
         deterministic: bool = True,
     ) -> tuple[Array, State | None]:
         """See Backbone."""
-        adaln = self.options.adaln if vector is not None else "none"
-        told = self.shared_modulation(vector) if adaln == "shared" else vector
+        told = self.shared_modulation(vector) if vector is not None and self.options.adaln == "shared" else vector
         x, state = self.stack(x, tokens, told, state, deterministic)
         if self.options.norm_first:
             x = self.norm(x)
-        if adaln != "none":
+        if vector is not None and self.options.adaln != "none":
             shift, scale = jnp.split(self.norm_modulation(vector), 2, axis=-1)
             x = modulated(x, shift, scale)
         return x, state

@@ -87,7 +87,7 @@ class Generator(nn.Module):
         """Embeddings of values and places."""
         types, length, prefix = self.options.types, len(self.position), self.condition.num_tokens
         small = nn.initializers.normal(0.02)
-        embed = functools.partial(nn.Embed, features=self.embed_dim, embedding_init=small, **types)
+        embed: Any = functools.partial(nn.Embed, features=self.embed_dim, embedding_init=small, **types)
         self.value_embed: Any = embed(self.vocab_size) if self.vocab_size else nn.Dense(self.embed_dim, **types)
         if self.blank:
             self.blank_embed = self.param("blank", small, (1, 1, self.embed_dim), types["param_dtype"])
@@ -155,9 +155,7 @@ class Generator(nn.Module):
             x = self.norm(x)
         return x, self._tokens(source, place, own, position, told, chunk)
 
-    def _tokens(
-        self, source: Array, place: Array, own: Array, position: Array, told: Told, chunk: Chunk
-    ) -> Tokens:
+    def _tokens(self, source: Array, place: Array, own: Array, position: Array, told: Told, chunk: Chunk) -> Tokens:
         step = jnp.atleast_2d(jnp.asarray(chunk.step))
         if told.valid is not None:
             valid = take(told.valid, jnp.maximum(-2 - source, 0)) | (source >= BLANK)

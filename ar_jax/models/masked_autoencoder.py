@@ -79,17 +79,22 @@ class MaskedAutoencoder(nn.Module):
         width, n = self.decoder_dim or self.embed_dim, length if tokens.num_known is None else tokens.num_known
         types, norm, small = self.options.types, self.options.make_norm(), nn.initializers.normal(0.02)
         encoder, decoder = self._stacks()
+        row = jnp.asarray(tokens.row)
         blank = jnp.zeros((1, length), bool) if tokens.blank is None else tokens.blank
-        readable = dataclasses.replace(tokens.part(slice(0, n)), step=jnp.where(blank[:, :n], NEVER, tokens.step[:, :n]))
+        readable = dataclasses.replace(
+            tokens.part(slice(0, n)), step=jnp.where(blank[:, :n], NEVER, tokens.step[:, :n])
+        )
         told, _ = encoder(x[:, :n], readable, None, None, deterministic)
         told = Dense(width, name="bridge", **types)(norm(name="encoder_norm")(told))
         mask = self.param("mask", small, (1, 1, width), types["param_dtype"]).astype(told.dtype)
         told = jnp.where(blank[:, :n, None], mask, told)
         filled = jnp.concatenate([told, jnp.broadcast_to(mask, (batch, length - n, width))], axis=1)
         positions = self.param("positions", small, (1, self.num_rows, width), types["param_dtype"])
-        filled = filled + positions[0][tokens.row].astype(filled.dtype)
+        filled = filled + positions[0][row].astype(filled.dtype)
         out, _ = decoder(filled, tokens, None, None, deterministic)
-        answers = self.param("answer_positions", small, (1, self.num_rows - self.num_prefix, width), types["param_dtype"])
-        slot = tokens.row - self.num_prefix
+        answers = self.param(
+            "answer_positions", small, (1, self.num_rows - self.num_prefix, width), types["param_dtype"]
+        )
+        slot = row - self.num_prefix
         asked = jnp.where((slot >= 0)[..., None], answers[0][jnp.maximum(slot, 0)], 0)
         return norm(name="decoder_norm")(out) + asked.astype(out.dtype), None

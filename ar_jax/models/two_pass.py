@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -23,7 +23,7 @@ class Shared(nn.Module):
 
     def setup(self) -> None:
         """The attention, of which only one half has parameters."""
-        self.attention = self.make_mixer()
+        self.attention: Any = self.make_mixer()
 
     def __call__(self, x: Array, tokens: Tokens, state: Cache) -> tuple[Array, None]:
         """A mixer that only reads: tokens x [B, T, D] to what they find in the cache, [B, T, D]."""
@@ -44,15 +44,16 @@ class ReadingLayer(nn.Module):
     @nn.compact
     def __call__(self, x: Array, tokens: Tokens, readable: Cache) -> tuple[Array, None]:
         """The scan's carry is x, [B, T, D]."""
-        block = Block(functools.partial(Shared, self.make_mixer), self.options, name="block")
+        make: Any = functools.partial(Shared, self.make_mixer)
+        block = Block(make, self.options, name="block")
         return block(x, tokens, None, readable, self.deterministic)[0], None
 
 
 class TwoPass(nn.Module):
-    """The first half of the layers runs over remembered tokens only; its end gives one set of keys and values, which the
-    queries read in all layers of the second half. So a step costs a query half the layers, and the caches are halved.
+    """The first half of the layers runs over contents, the second over queries; see `Backbone`, for feed "query".
 
-    See `Backbone`; for feed "query". Only queries may be asked.
+    What the first half makes of the contents gives one set of keys and values, which the queries read in all layers of the
+    second half. So each token passes half the layers, and only half of them have a cache. Only queries may be asked.
     """
 
     embed_dim: int

@@ -92,6 +92,35 @@ def _cells(grid: Grid) -> np.ndarray:
     return np.stack(np.unravel_index(np.arange(int(np.prod(grid))), grid), axis=-1).astype(np.int32)
 
 
+def within(layout: Layout, region: np.ndarray) -> np.ndarray:
+    """[L] bool, the slots whose cells lie wholly inside a region of the image: what in- and out-painting are given.
+
+    Args:
+      layout: grids of rows and columns, each laid over the whole image; further axes (channels) are taken whole.
+      region: [H, W] bool.
+
+    Raises:
+      UsageError: a grid without rows and columns, or finer than the region.
+    """
+    region, masks = np.asarray(region, bool), []
+    for grid in layout:
+        if region.ndim != 2 or len(grid) < 2 or grid[0] > region.shape[0] or grid[1] > region.shape[1]:
+            raise UsageError(
+                f"A region of shape {region.shape} does not tell which cells of the grid {grid} it covers; give [H, W]."
+            )
+        rows, cols = (_bins(side, size) for side, size in zip(grid[:2], region.shape, strict=True))
+        outside = rows @ ~region @ cols.T  # how many pixels of each cell are not in the region
+        masks.append(np.repeat((outside == 0).reshape(-1), int(np.prod(grid[2:]))))
+    return np.concatenate(masks)
+
+
+def _bins(side: int, size: int) -> np.ndarray:
+    """[side, size] int: which of `size` pixels each of `side` cells touches."""
+    starts, ends = np.arange(side) * size // side, -(-np.arange(1, side + 1) * size // side)
+    pixel = np.arange(size)
+    return ((pixel >= starts[:, None]) & (pixel < ends[:, None])).astype(int)
+
+
 def one_grid(layout: Layout, kind: str) -> Grid:
     """The layout's only grid; an order that walks one grid refuses a pyramid of them."""
     if len(layout) != 1:

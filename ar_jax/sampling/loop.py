@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import Array
+from jax.typing import ArrayLike
 
 from ar_jax.feeds.protocol import Chunk, Feed
 from ar_jax.heads.noise import Drawn, Noise
@@ -21,7 +22,7 @@ from ar_jax.models.generator import Context
 
 Params = Any
 Carry = Any
-Step = Array | np.ndarray
+Step = Array | np.integer[Any]
 NoiseOfStep = Callable[[Step, Array], Noise]  # of a step's number, and the slots [B, n] that it draws for
 
 
@@ -63,9 +64,9 @@ def generate(
     context: Context,
     noise: NoiseOfStep,
     settings: Sampling,
-    guidance_scales: Array | None = None,
+    guidance_scales: ArrayLike | None = None,
     given: Given | None = None,
-    temperature_factors: Array | None = None,
+    temperature_factors: ArrayLike | None = None,
 ) -> Array:
     """Generates a batch. Compiled whole by the caller; nothing leaves the device before the last token.
 

@@ -67,6 +67,7 @@ def fit(
     sample: Sample | None = None,
     describe: Mapping[str, Any] | None = None,
     prepare: Callable[[Path], None] | None = None,
+    adopt: Callable[[Params], Params] | None = None,
 ) -> TrainState:
     """Trains a task to the end of its run, from wherever the run in `workdir` stands.
 
@@ -84,6 +85,7 @@ def fit(
       sample: a picture [H, W, 3] uint8 of samples, or None, likewise.
       describe: further lines for what is said at the start, by name.
       prepare: is called with the directory as soon as it is this run's own, before anything is read or compiled.
+      adopt: the parameters of a fresh run pass through it before the first step: what was trained before is put in here.
 
     Returns: the state after the last step.
 
@@ -102,7 +104,7 @@ def fit(
         manager = stack.enter_context(
             contextlib.closing(checkpoints.open_manager(directory / "checkpoints", saving.keep))
         )
-        state = _resume(program, manager, iterator)
+        state = _resume(program, manager, iterator, adopt)
         start, num_steps = int(state.step), program.train.num_steps
         if start >= num_steps:
             return state
@@ -154,11 +156,17 @@ def load(task: Task, config: Any, workdir: str | os.PathLike[str], *, mesh: Mesh
     return state
 
 
-def _resume(program: Program, manager: ocp.CheckpointManager, iterator: checkpoints.DataIterator) -> TrainState:
+def _resume(
+    program: Program,
+    manager: ocp.CheckpointManager,
+    iterator: checkpoints.DataIterator,
+    adopt: Callable[[Params], Params] | None,
+) -> TrainState:
     """The newest checkpoint's state, with the data at its place, or a fresh state."""
     state = checkpoints.restore_latest(manager, program.shapes, iterator)
     if state is None:
-        return program.init()
+        state = program.init()
+        return state if adopt is None else program.started(state, adopt(state.params))
     checkpoints.remove_after(manager, int(state.step))
     return state
 
@@ -173,13 +181,14 @@ def _train(run: _Run, compiled: Any, state: TrainState, batches: Iterator[Any]) 
         evaluates = last or step % run.evaluate_every_steps == 0
         asked = time.monotonic()
         run.pending.append((step, asked, metrics, _evaluate(run, state, step) if evaluates else {}))
-        saves = last or run.termination.requested or step % run.checkpoint_every_steps == 0
+        stops = run.termination.requested  # asked once: what comes in while metrics are read is for the next step
+        saves = last or stops or step % run.checkpoint_every_steps == 0
         _drain(
             run, leave=0 if saves else _MAX_BEHIND
         )  # before saving: what is not noted by then, a resumed run would not note
         if saves:
             checkpoints.save(run.manager, state, run.iterator)
-        if run.termination.requested and not last:
+        if stops and not last:
             run.manager.wait_until_finished()
             print(f"SIGTERM: saved step {step} of {num_steps}; the same command goes on from there.", file=sys.stderr)
             raise SystemExit(EXIT_CODE)

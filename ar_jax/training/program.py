@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -14,7 +15,7 @@ from jax.sharding import Mesh
 from ar_jax.config import UsageError, build, check_keys
 from ar_jax.training.mesh import make_mesh
 from ar_jax.training.optimizers import make_optimizer
-from ar_jax.training.paths import named_leaves
+from ar_jax.training.paths import named_leaves, without
 from ar_jax.training.protocol import Batch, Task
 from ar_jax.training.schedules import Schedule
 from ar_jax.training.sharding import (
@@ -26,7 +27,7 @@ from ar_jax.training.sharding import (
     replicated,
     tree_shardings,
 )
-from ar_jax.training.state import TrainState, create_state
+from ar_jax.training.state import TrainState, create_state, to_float32
 from ar_jax.training.step import compile_step, make_train_step
 from ar_jax.training.tables import OPTIMIZERS, SCHEDULES
 
@@ -44,6 +45,7 @@ class TrainOptions:
       accumulate_steps: micro-batches that a batch is cut into to save memory.
       ema_decay: decay of the parameters' moving average; 0 for no average.
       max_skipped_steps: the run stops after so many steps in a row whose loss or gradient is not finite.
+      init_from: directory of a run of the same model whose parameters a fresh run starts with; "" draws fresh ones.
     """
 
     num_steps: int
@@ -52,6 +54,7 @@ class TrainOptions:
     accumulate_steps: int = 1
     ema_decay: float = 0.0
     max_skipped_steps: int = 10
+    init_from: str = ""
 
     def __post_init__(self) -> None:
         """Refuses numbers that make no run."""
@@ -109,6 +112,16 @@ class Program:
         """The state before the first step, each array made where it belongs."""
         create = lambda: create_state(self.task, self.optimizer, self.seed, self.train.ema_decay > 0)  # noqa: E731
         return jax.jit(create, out_shardings=_shardings(self.shapes))()
+
+    def started(self, state: TrainState, params: Any) -> TrainState:
+        """A fresh state with other parameters, which each device gets its part of."""
+        params = jax.tree.map(lambda new, like: jax.device_put(new, like.sharding), params, self.shapes.params)
+        if state.ema is None:
+            return dataclasses.replace(state, params=params)
+        ema = to_float32(without(params, self.task.frozen))
+        return dataclasses.replace(
+            state, params=params, ema=jax.tree.map(jnp.copy, ema)
+        )  # a donated buffer can be given only once
 
     def put(self, batch: Mapping[str, np.ndarray]) -> Batch:
         """A batch on the devices, from this process's rows [B / number of processes, ...]."""

@@ -6,11 +6,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 IMAGENET_SIZE = 1_281_167
-TOKENIZER_DIRECTORY = "runs/tokenizers"  # where the trained tokenizers of the "fashion" variants are looked for
-SMALL = {  # data; steps, warm-up, batch size and peak learning rate
-    "fashion": (dict(kind="idx"), 1500, 75, 64, 1e-3),
-    "smoke": (dict(kind="digits"), 40, 5, 64, 5e-3),
-}
+TOKENIZERS, SHARDS = "runs/tokenizers", "runs/shards"  # where the "fashion" variants look for what comes before them
+SMALL = {"fashion": (800, 60, 64, 2e-3), "smoke": (40, 5, 64, 5e-3)}  # steps, warm-up, batch size, peak learning rate
 
 
 def imagenet(image_size: int) -> dict[str, Any]:
@@ -21,7 +18,7 @@ def imagenet(image_size: int) -> dict[str, Any]:
 def trained(name: str) -> dict[str, Any]:
     """The tokenizer that the "fashion" variant of configs/tokenizers/`name`.py has trained."""
     config = importlib.import_module(f"configs.tokenizers.{name}").get_config("fashion")
-    return config.tokenizer.to_dict() | dict(workdir=f"{TOKENIZER_DIRECTORY}/{name}")
+    return config.tokenizer.to_dict() | dict(workdir=f"{TOKENIZERS}/{name}")
 
 
 def epochs(count: float, batch_size: int) -> int:
@@ -41,10 +38,13 @@ def train_on_imagenet(
     config.model.update(dtype="bfloat16", remat=True)
 
 
-def train_small(config: ConfigDict, variant: str) -> None:
-    """Fills in data and training of a "smoke" or "fashion" variant."""
-    data, num_steps, warmup_steps, batch_size, learning_rate = SMALL[variant]
-    config.data = dict(data)
+def train_small(config: ConfigDict, variant: str, tokenizer: str, plain: dict[str, Any]) -> None:
+    """Fills in data, tokenizer and training: "fashion" takes the tokens of a trained tokenizer, "smoke" a plain one."""
+    num_steps, warmup_steps, batch_size, learning_rate = SMALL[variant]
+    if variant == "fashion":
+        config.data, config.tokenizer = dict(kind="token_shards", path=f"{SHARDS}/{tokenizer}"), trained(tokenizer)
+    else:
+        config.data, config.tokenizer = dict(kind="digits"), plain
     config.optimizer = dict(kind="adamw", learning_rate=learning_rate, b2=0.95, weight_decay=0.05, clip_norm=1.0)
     config.schedule = dict(kind="cosine", warmup_steps=warmup_steps)
     config.train = dict(num_steps=num_steps, batch_size=batch_size, log_every_steps=20)

@@ -8,7 +8,7 @@ from configs.tokenizers import vqgan
 # MAR multiplies the latents by 0.2325 (its section 4.1 uses LDM's KL-16), which brings them to a unit variance.
 VARIANTS = {
     "base": dict(attention=("encoder", "middle"), quantizer=dict(kind="kl", channels=16), latent_scale=0.2325),
-    "fashion": vqgan.SMALL | dict(quantizer=dict(kind="kl", channels=4, kl_weight=1e-4)),
+    "fashion": vqgan.SMALL | dict(quantizer=dict(kind="kl", channels=4, kl_weight=1e-4), latent_scale=1.2),
     "smoke": vqgan.TINY | dict(quantizer=dict(kind="kl", channels=4, kl_weight=1e-4)),
 }
 

@@ -30,7 +30,7 @@ VARIANTS = {
     "base": published("large", 32),  # L-32
     "b_64": published("base", 64),
     "s_128": published("small", 128),
-    "fashion": pixels(embed_dim=64, num_layers=3, patch_size=4, num_latent_tokens=16),
+    "fashion": pixels(embed_dim=96, num_layers=2, patch_size=7, num_latent_tokens=16),
     "smoke": pixels(embed_dim=32, num_layers=1, patch_size=2, num_latent_tokens=8),
 }
 
@@ -42,5 +42,5 @@ def get_config(variant: str = "base") -> ConfigDict:
     """
     config = vqgan.recipe(variant, dict(kind="titok") | choose_variant(VARIANTS, variant))
     if variant == "fashion":
-        config.train.num_steps, config.optimizer.learning_rate = 1000, 1e-3
+        config.train.num_steps, config.optimizer.learning_rate = 1200, 2e-3
     return config

@@ -210,6 +210,21 @@ def test_shapes_are_known_without_computing_anything():
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(program.shapes))
 
 
+def test_sigterm_while_metrics_are_read_saves_before_it_stops(tmp_path, monkeypatch):
+    """Once the request was looked at twice: before the metrics were read, to save, and after that, to leave."""
+    drain = loop_module._drain
+
+    def interrupted_drain(run, leave):
+        drain(run, leave)
+        if run.pending and run.pending[-1][0] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(loop_module, "_drain", interrupted_drain)
+    with pytest.raises(SystemExit) as stopped:
+        fit(Toy(), batches(), make_config(), tmp_path)
+    assert stopped.value.code == 143 and load(Toy(), make_config(), tmp_path).step == 3
+
+
 # Real processes, killed for real.
 
 

@@ -1,0 +1,65 @@
+"""One row per published size: what the official code allocates, and what its authors say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ar_jax.data.protocol import Facts
+
+NULL_CAPTION = 120 * 2048  # LlamaGen draws the caption that means "none" at random and keeps it; here it is learned
+SPARE_ROWS = 1022 + 1024 + 98 + 1  # RAR: places and steps behind the image's end, in three tables, and a mask's code
+SPARE_CODE = 1  # ARPG: a row of the table of codes that nothing means
+SECOND_SENTENCE = 1  # TiTok's BERT: the type of a second sentence
+
+# Config and variant; trainable parameters of the official module; how many more ours has (less, where some of theirs carry
+# nothing); what its authors say of the size in a table, "" where they do not.
+SIZES = [
+    ("llamagen:b_256", 110_888_448, 0, "111M"),
+    ("llamagen:l_256", 342_910_976, 0, "343M"),
+    ("llamagen:xl_256", 774_699_520, 0, "775M"),
+    ("llamagen:xxl_256", 1_410_972_672, 0, "1.4B"),
+    ("llamagen:3b_256", 3_096_659_200, 0, "3.1B"),
+    ("llamagen:b_384", 110_888_448, 0, "111M"),
+    ("llamagen:l_384", 342_910_976, 0, "343M"),
+    ("llamagen:xl_384", 774_699_520, 0, "775M"),
+    ("llamagen:xxl_384", 1_410_972_672, 0, "1.4B"),
+    ("llamagen:3b_384", 3_096_659_200, 0, "3.1B"),
+    ("llamagen:t2i_b", 112_282_368, NULL_CAPTION, ""),
+    ("llamagen:t2i_l", 345_031_680, NULL_CAPTION, ""),
+    ("llamagen:t2i_xl", 777_678_080, NULL_CAPTION, ""),  # they say 775M, which is the class-conditional one's
+    ("llamagen:t2i_xxl", 1_414_940_160, NULL_CAPTION, ""),
+    ("llamagen:t2i_3b", 3_110_249_600, NULL_CAPTION, ""),
+    ("llamagen:t2i_xl_512", 777_678_080, NULL_CAPTION, ""),
+    ("var:d16", 310_283_520, 0, "310M"),
+    ("var:d20", 600_917_136, 0, "600M"),
+    ("var:d24", 1_033_399_360, 0, "1.0B"),
+    ("var:d30", 2_010_020_356, 0, "2.0B"),
+    ("var:d36_512", 2_353_893_904, 0, "2.3B"),
+    ("mar:b", 207_924_768, 0, "208M"),
+    ("mar:l", 478_326_304, 0, "479M"),
+    ("mar:h", 942_403_104, 0, "943M"),
+    ("rar:b", 260_923_648, -SPARE_ROWS * 768, "261M"),
+    ("rar:l", 461_668_352, -SPARE_ROWS * 1024, "461M"),
+    ("rar:xl", 955_425_024, -SPARE_ROWS * 1280, "955M"),
+    ("rar:xxl", 1_498_520_704, -SPARE_ROWS * 1408, "1.5B"),
+    ("arpg:l", 319_845_376, -SPARE_CODE * 1024, "320M"),
+    ("arpg:xl", 718_997_760, -SPARE_CODE * 1280, "719M"),
+    ("arpg:xxl", 1_302_449_664, -SPARE_CODE * 1536, "1.3B"),
+    ("maskgit:titok_l_32", 177_202_432, -SECOND_SENTENCE * 768, "177M"),
+    ("maskgit:titok_b_64", 177_227_008, -SECOND_SENTENCE * 768, "177M"),
+    ("maskgit:titok_s_128", 294_990_848, 0, ""),
+    # MaskGIL: LlamaGen's networks, and an embedding of the mask.
+    ("maskgit:maskgil_b", 110_888_448, 768, "111M"),
+    ("maskgit:maskgil_l", 342_910_976, 1024, ""),
+    ("maskgit:maskgil_xl", 774_699_520, 1280, ""),
+    ("maskgit:maskgil_xxl", 1_410_972_672, 1536, "1.4B"),
+]
+NAMES = [row[0] for row in SIZES]
+# Parameters of the official tokenizers, by config.
+TOKENIZERS = {"llamagen": 71_883_403, "arpg": 71_883_403, "var": 108_948_355, "mar": 66_456_019, "rar": 54_515_587}
+
+
+def facts_of(config: Any) -> Facts:
+    """What ImageNet is, at a config's size."""
+    size = config.data.image_size
+    return Facts("image", (size, size, 3), 256, tuple(map(str, range(1000))))
