@@ -58,7 +58,8 @@ class Run:
         """Draws examples as tokens on their slots.
 
         Args:
-          labels: [B] classes, or embeddings [B, P, C]; None draws without a condition.
+          labels: [B] classes, or embeddings [B, P, C], or {"embedding": those, "mask": [B, P] bool, which are no padding};
+            None draws without a condition.
           num_samples: B, where there are no labels.
           seed: the same seed gives the same samples.
           given: [B or 1, L(, C)] tokens to keep where given_mask is true: in-painting, out-painting, continuation.
@@ -112,7 +113,9 @@ class Run:
         self._check_shape(data)
         condition, _ = self._condition(labels, len(data))
         batch: dict[str, Any] = {self.system.tokenizer.data_key: jnp.asarray(data)}
-        if condition is not None:
+        if isinstance(condition, Mapping):
+            batch |= {"embedding": condition["embedding"], "embedding_mask": condition["mask"]}
+        elif condition is not None:
             batch["embedding" if condition.ndim > 1 else "label"] = condition
         return np.asarray(compiled(self.system.log_prob)(self.params, batch, jax.random.key(seed)))
 
@@ -122,12 +125,16 @@ class Run:
                 f"data has shape {np.shape(data)}, but this system takes [B, {', '.join(map(str, self.system.facts.shape))}]."
             )
 
-    def _condition(self, labels: Any, num_samples: int | None) -> tuple[np.ndarray | None, int]:
+    def _condition(self, labels: Any, num_samples: int | None) -> tuple[Any, int]:
         if labels is None:
             if not num_samples or num_samples < 1:
                 raise UsageError(f"num_samples={num_samples} must be at least 1 where no labels are given.")
             return None, num_samples
-        labels, condition = np.asarray(labels), self.system.model.generator.condition
+        condition = self.system.model.generator.condition
+        if isinstance(labels, Mapping):
+            embeddings, count = self._condition(labels["embedding"], num_samples)
+            return {"embedding": embeddings, "mask": np.asarray(labels["mask"], bool)}, count
+        labels = np.asarray(labels)
         if num_samples not in (None, len(labels)):
             raise UsageError(f"num_samples={num_samples} does not fit {len(labels)} labels.")
         if hasattr(condition, "channels"):

@@ -159,7 +159,7 @@ def var_landmark(size: dict[str, Any], decode: bool = False, cfg: float = 1.5) -
         model=var.model_config(64 * depth, depth, depth) | {"norm_epsilon": 1e-6},
     )
     weights = arrays(perturbed(network), "var.") | arrays(vae, "vae.")
-    system, params = official_run(config, NUM_CLASSES, var.rules, weights)
+    system, params = official_run(config, NUM_CLASSES, var.both, weights)
     labels, guided = torch.from_numpy(labels_of(batch)), dict(guidance_scale=1 + cfg, guidance_schedule="linear_steps")
     official = functools.partial(network.autoregressive_infer_cfg, batch, labels, cfg=cfg)
     filters = dict(top_k=min(900, size["V"]), top_p=0.96)

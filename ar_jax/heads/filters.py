@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -21,22 +23,38 @@ def filtered(logits: Array, settings: Sampling) -> Array:
         return logits
     vocab_size = logits.shape[-1]
     if settings.top_k is not None:
-        descending = -jnp.sort(-logits, axis=-1)
-        last = jnp.clip(jnp.asarray(settings.top_k) - 1, 0, vocab_size - 1)
-        logits = jnp.where(logits >= jnp.take(descending, last, axis=-1)[..., None], logits, -jnp.inf)
+        allowed = jnp.clip(jnp.asarray(settings.top_k), 1, vocab_size)
+        logits = jnp.where(logits >= _last_kept(logits, lambda kept: kept.sum(axis=-1) >= allowed), logits, -jnp.inf)
     if settings.top_p is not None:
-        descending = -jnp.sort(-logits, axis=-1)
-        probability = jax.nn.softmax(descending, axis=-1)
-        before = jnp.cumsum(probability, axis=-1) - probability
-        lowest = jnp.where((before < settings.top_p) & (probability > 0), descending, jnp.inf).min(
-            axis=-1, keepdims=True
-        )
-        logits = jnp.where(logits >= jnp.minimum(lowest, descending[..., :1]), logits, -jnp.inf)
+        probability, most = jax.nn.softmax(logits, axis=-1), jnp.asarray(settings.top_p)
+
+        def enough(kept: Array) -> Array:
+            return jnp.where(kept, probability, 0).sum(axis=-1) >= most
+
+        logits = jnp.where((logits >= _last_kept(logits, enough)) & (probability > 0), logits, -jnp.inf)
     if settings.min_p is not None:
         best = logits.max(axis=-1, keepdims=True)
         threshold = jnp.minimum(best + jnp.log(jnp.asarray(settings.min_p, logits.dtype)), best)
         logits = jnp.where(logits >= threshold, logits, -jnp.inf)
     return logits
+
+
+def _last_kept(logits: Array, enough: Callable[[Array], Array]) -> Array:
+    """The largest logit t, [..., 1], such that {logits >= t} is `enough`, or the lowest where nothing is.
+
+    Bit by bit, on integers in the order of the floats: 32 passes over the logits instead of a sort, which takes CPUs ten
+    times as long.
+    """
+    bits = jax.lax.bitcast_convert_type(logits.astype(jnp.float32) + 0.0, jnp.int32)  # + 0.0: -0.0 is 0.0
+    bits = jnp.where(bits < 0, bits ^ jnp.int32(2**31 - 1), bits)
+
+    def refined(i: Array, lowest: Array) -> Array:
+        higher = lowest + jax.lax.shift_left(jnp.int32(1), 31 - i)  # the first step, from the least, wraps round to 0
+        return jnp.where(enough(bits >= higher)[..., None], higher, lowest)
+
+    lowest = jnp.full((*logits.shape[:-1], 1), jnp.iinfo(jnp.int32).min)
+    found = jnp.minimum(jax.lax.fori_loop(0, 32, refined, lowest), bits.max(axis=-1, keepdims=True))
+    return jax.lax.bitcast_convert_type(jnp.where(found < 0, found ^ jnp.int32(2**31 - 1), found), jnp.float32)
 
 
 def draw(noise: Noise, logits: Array, settings: Sampling) -> Array:

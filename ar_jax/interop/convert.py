@@ -32,6 +32,7 @@ from ar_jax.interop.transfer import Converted, misfits, to_official, to_ours
 from ar_jax.interop.workdirs import write_run
 from ar_jax.system import System, from_config
 from ar_jax.training.paths import named_leaves
+from ar_jax.training.workdir import plain_values
 
 KEPT, RECORD = "kept.safetensors", "conversion.json"
 Weights = Mapping[str, np.ndarray]
@@ -75,19 +76,24 @@ def infer(interop: Interop, weights: Weights) -> str:
     """The variant, as FILE.py:variant, all of whose parameters' shapes the weights fit.
 
     Raises:
-      UsageError: none; it names the nearest, and the first thing that does not fit.
+      UsageError: none; it names the nearest, and the first thing that does not fit. Or several that are not the same, such
+        as those of one network for images of two sizes.
     """
-    found = {}
+    found, fitting = {}, {}
     for variant in _variants(interop.config):
         spec = f"{interop.config}:{variant}"
-        _, system, _ = _built(interop, spec)
         try:
+            config, system, _ = _built(interop, spec)
             rules = interop.rules(system)
-        except AttributeError:  # a variant of other parts than the official ones, such as one to try things out with
+        except (AttributeError, UsageError):  # a variant of other parts or data, such as one to try things out with
             continue
         found[spec] = misfits(rules, weights, _shapes(system))
         if not found[spec]:
-            return spec
+            fitting[json.dumps(plain_values(config), sort_keys=True)] = spec  # "base" and the size that it is are one
+    if len(fitting) > 1:
+        raise UsageError(f"These weights fit {', '.join(fitting.values())}; name one of them with --config.")
+    if fitting:
+        return next(iter(fitting.values()))
     if not found:
         raise UsageError(f"No variant of {interop.config} has the parts of the official system; give --config.")
     spec = min(found, key=lambda name: len(found[name]))

@@ -77,7 +77,11 @@ def var_vqvae(tokenizer: LearnedTokenizer) -> list[Rule]:
         *_encoder(tokenizer.network.encoder.options, names, "encoder."),
         *_decoder(tokenizer.network.decoder.options, names, "decoder."),
         *_quantization(),
-        *each(quantizer.num_phi or len(quantizer.patch_nums), [conv(official, "quantizer/phi_{i}")]),
+        *each(quantizer.used_phi, [conv(official, "quantizer/phi_{i}")]),
+        *each(
+            [i for i in range(quantizer.num_phi) if i not in quantizer.used_phi],
+            unused(f"{official}.weight", f"{official}.bias"),
+        ),
         *unused("quantize.ema_vocab_hit_SV", required=False),
     ]
 

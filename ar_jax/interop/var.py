@@ -33,7 +33,12 @@ SIX = sections((4, 2, 0, 5, 3, 1))  # there gate 1 and 2, scale 1 and 2, shift 1
 
 
 def rules(system: System) -> list[Any]:
-    """The network's weights, `var.*`, and its tokenizer's, `vae.*`."""
+    """The network's weights; those of its tokenizer are in a file of their own."""
+    return prefixed("", "generator/", _network(system))
+
+
+def both(system: System) -> list[Any]:
+    """The network's weights, `var.*`, and its tokenizer's, `vae.*`, in one file."""
     return [
         prefixed("var.", "generator/", _network(system)),
         prefixed("vae.", "tokenizer/", tokenizers.var_vqvae(cast(LearnedTokenizer, system.tokenizer))),
@@ -110,7 +115,7 @@ def replay(meta: Mapping[str, Any], weights: Weights, inputs: Weights) -> Output
     """Teacher-forced with and without the class; greedy generation with and without guidance, and its images; filters."""
     given, labels = meta["config"], jnp.asarray(inputs["in.classes"], jnp.int32)
     side = given["vae"]["patch_nums"][-1] * 2 ** (len(given["vae"]["ch_mult"]) - 1)
-    system, params = official_run(_config(meta, (side, side, 3)), given["num_classes"], rules, weights)
+    system, params = official_run(_config(meta, (side, side, 3)), given["num_classes"], both, weights)
     tokens = jnp.asarray(inputs["in.tokens"], jnp.int32)
     fed = np.arange(system.model.order.sizes[0], system.model.order.length)
     logits, target = logits_in_order(system, params, tokens, labels)

@@ -28,8 +28,8 @@ class Cache:
     """Keys, values, steps and positions of the remembered tokens, in the order they came; a ring once it is full.
 
     Attributes:
-      k: [B, S, K, H].
-      v: [B, S, K, H].
+      k: [B, K, S, H], heads first: so attention reads it as it lies.
+      v: [B, K, S, H].
       step: [B, S] int32.
       position: [B, S, D] int32, or D = 0 where no bias needs it.
       count: int32 scalar, how many tokens have come.
@@ -43,16 +43,22 @@ class Cache:
 
     def append(self, new: Cache) -> Cache:
         """Writes new tokens behind the last, over the oldest ones where the end is reached."""
-        size, length = self.k.shape[1], new.k.shape[1]
+        size, length = self.k.shape[2], new.k.shape[2]
         skipped = max(length - size, 0)
         place = (self.count + skipped + jnp.arange(length - skipped)) % size
 
-        def write(old: Array, came: Array) -> Array:
+        def write(name: str) -> Array:
+            old, came, axis = getattr(self, name), getattr(new, name), _TIME[name]
             came = jnp.broadcast_to(came, (old.shape[0], *came.shape[1:])).astype(old.dtype)
-            return old.at[:, place].set(came[:, skipped:], unique_indices=True)
+            came = jax.lax.slice_in_dim(came, skipped, length, axis=axis)
+            if length - skipped == 1:  # one piece: the array is updated where it is
+                return jax.lax.dynamic_update_slice_in_dim(old, came, place[0], axis)
+            return old.at[(slice(None),) * axis + (place,)].set(came, unique_indices=True)
 
-        names = ("k", "v", "step", "position")
-        return Cache(**{n: write(getattr(self, n), getattr(new, n)) for n in names}, count=self.count + length)
+        return Cache(**{name: write(name) for name in _TIME}, count=self.count + length)
+
+
+_TIME = {"k": 2, "v": 2, "step": 1, "position": 1}  # the axis of time of each array
 
 
 class Softmax(nn.Module):
@@ -137,7 +143,7 @@ class Softmax(nn.Module):
         """A cache for max_len tokens or, with a window, for as many as its steps can hold."""
         _, shared, head_dim = self.dims
         size = max(min(max_len, self.window * max_step_len) if self.window else max_len, 1)
-        entries = jnp.zeros((batch_size, size, shared, head_dim), self.dtype)
+        entries = jnp.zeros((batch_size, shared, size, head_dim), self.dtype)
         position = jnp.zeros((batch_size, size, self.position_axes if self.bias_distance else 0), jnp.int32)
         # Two arrays, not one twice: a sampler donates its state, and a buffer can be donated only once.
         return Cache(
@@ -150,7 +156,7 @@ class Softmax(nn.Module):
         if state is None:
             readable = new
         elif self.window:  # the ring still needs what this piece would overwrite
-            readable, state = jax.tree.map(_join, state, new), state.append(new)
+            readable, state = _joined(state, new), state.append(new)
         else:
             readable = state = state.append(new)
         return self.attend(x, tokens, readable), state
@@ -163,8 +169,8 @@ class Softmax(nn.Module):
         if self.rope_base:
             k = rotate(k, position, self.rope_base, self.prefix_rotation == "zero")
         return Cache(
-            k,
-            split_heads(self.value(x), self.dims[1]),
+            jnp.swapaxes(k, 1, 2),
+            jnp.swapaxes(split_heads(self.value(x), self.dims[1]), 1, 2),
             step,
             position if self.bias_distance else position[..., :0],
             jnp.zeros((), jnp.int32),
@@ -178,8 +184,8 @@ class Softmax(nn.Module):
         bias = self.bias(tokens.position, readable.position) if self.bias_distance else None
         out = step_attention(
             q,
-            readable.k,
-            readable.v,
+            jnp.swapaxes(readable.k, 1, 2),
+            jnp.swapaxes(readable.v, 1, 2),
             tokens.step,
             readable.step,
             window=self.window or None,
@@ -202,9 +208,12 @@ class Softmax(nn.Module):
         return x * scale[None, None, :, None].astype(x.dtype)
 
 
-def _join(old: Array, new: Array) -> Array:
-    return (
-        old
-        if old.ndim == 0
-        else jnp.concatenate([old, jnp.broadcast_to(new, (old.shape[0], *new.shape[1:])).astype(old.dtype)], axis=1)
-    )
+def _joined(old: Cache, new: Cache) -> Cache:
+    """Both caches' tokens, one after the other."""
+
+    def join(name: str) -> Array:
+        before, came = getattr(old, name), getattr(new, name)
+        came = jnp.broadcast_to(came, (before.shape[0], *came.shape[1:])).astype(before.dtype)
+        return jnp.concatenate([before, came], axis=_TIME[name])
+
+    return Cache(**{name: join(name) for name in _TIME}, count=old.count)

@@ -83,9 +83,11 @@ class Stack(nn.Module):
 
     @nn.nowrap
     def init_state(self, batch_size: int, max_len: int, max_step_len: int) -> State:
-        """The state of all layers: leading axis num_repeats, one entry per mixer of the pattern."""
-        one = tuple(make().init_state(batch_size, max_len, max_step_len) for make in self.mixers)
-        return jax.tree.map(lambda a: jnp.tile(a[None], (self.num_repeats, *[1] * a.ndim)), one)
+        """The states of all layers: one per repeat of the pattern, in it one per mixer."""
+        return tuple(
+            tuple(make().init_state(batch_size, max_len, max_step_len) for make in self.mixers)
+            for _ in range(self.num_repeats)
+        )
 
     @nn.compact
     def __call__(
@@ -98,6 +100,8 @@ class Stack(nn.Module):
     ) -> tuple[Array, State | None]:
         """Tokens [B, T, D] to [B, T, D], and the state after them; see `Block`."""
         blocks = tuple(functools.partial(Block, make, self.options) for make in self.mixers)
+        if state is not None:
+            return self._one_by_one(Repeat(blocks, deterministic, parent=None), x, tokens, vector, state)
         scan = nn.scan(
             nn.remat(Repeat, prevent_cse=False) if self.options.remat else Repeat,
             variable_axes={"params": 0},
@@ -105,7 +109,18 @@ class Stack(nn.Module):
             in_axes=(0, nn.broadcast, nn.broadcast),
             length=self.num_repeats,
         )
-        return scan(blocks, deterministic, name="layers")(x, state, tokens, vector)
+        return scan(blocks, deterministic, name="layers")(x, None, tokens, vector)
+
+    def _one_by_one(
+        self, repeat: Repeat, x: Array, tokens: Tokens, vector: Array | None, state: State
+    ) -> tuple[Array, State]:
+        """The layers written out: a scan over them would copy the weights and the state of every layer in every step."""
+        stacked, after = self.variables["params"]["layers"], []
+        for i, before in enumerate(state):
+            layer = jax.tree.map(lambda a, i=i: a[i], stacked)
+            x, new = repeat.apply({"params": layer}, x, before, tokens, vector)
+            after.append(new)
+        return x, tuple(after)
 
 
 class Decoder(nn.Module):

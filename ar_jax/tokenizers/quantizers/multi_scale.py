@@ -55,6 +55,12 @@ class MultiScaleQuantizer(nn.Module):
         """Of what `resample` gives."""
         return self.channels
 
+    @property
+    def used_phi(self) -> list[int]:
+        """The convolutions that some scale takes: with few scales, not all of them."""
+        num_scales = len(self.patch_nums)
+        return sorted({_phi_index(scale, num_scales, self.num_phi or num_scales) for scale in range(num_scales)})
+
     def setup(self) -> None:
         """The table and the convolutions."""
         self.codebook = Codebook(
