@@ -83,7 +83,7 @@ TRAIN: list[tuple[str, str]] = [
     ("--config.order.kind=random --config.order.num_steps=few", "config.order.num_steps='few' int"),
     ("--config.order.kind=parallel_groups --config.order.regions=x", "config.order.regions='x'"),
     ("--config.model.mixer.window=wide", "config.model.mixer.window='wide'"),
-    ("--config.model.mixer.qk_norm=3", "config.model.mixer.qk_norm=3 bool"),
+    ("--config.model.mixer.qk_norm=3", "config.model.mixer.qk_norm=3 str"),
     # values out of range, and sizes that do not fit
     ("--config.seed=-1", "config.seed=-1"),
     ("--config.model.mixer.num_heads=5", "num_heads=5 embed_dim=32"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
@@ -77,10 +78,16 @@ def test_every_file_that_a_page_links_to_exists(page):
 
 
 @pytest.mark.parametrize("command", [line for b in blocks("README.md", "sh") for line in b.splitlines()])
-def test_the_commands_of_the_readme_are_understood(command, monkeypatch):
+def test_the_commands_of_the_readme_are_understood(command, monkeypatch, tmp_path, capsys):
     words = command.partition("#")[0].split()
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M)
+        return
+    if words[1] == "-m":
+        command = importlib.import_module(words[2])
+        monkeypatch.chdir(tmp_path)
+        assert command.main(words[3:]) == 2  # all that it lacks are the files
+        assert re.search("does not exist|No such file", capsys.readouterr().err)
         return
     from ar_jax.command import parse
 

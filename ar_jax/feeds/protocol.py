@@ -33,6 +33,7 @@ class Chunk:
       asked: [n] int32, which of the T fed tokens answer; one without a target pads the step to the length of its run.
       num_remembered: the first so many tokens enter the state; the others read it and are forgotten.
       num_known: all tokens behind the first so many are blank.
+      num_readable: the state holds at most so many tokens after this chunk; None where that is not known.
     """
 
     source: np.ndarray | jax.Array
@@ -42,6 +43,7 @@ class Chunk:
     asked: np.ndarray | jax.Array
     num_remembered: int = struct.field(pytree_node=False)
     num_known: int = struct.field(pytree_node=False)
+    num_readable: int | None = struct.field(pytree_node=False, default=None)
 
     def __len__(self) -> int:
         """The number of fed tokens, T."""
@@ -95,11 +97,12 @@ class Feed:
         Yields:
           The number of the run's first step, and a chunk whose arrays are [steps, ...].
         """
-        first = 0
+        first, filled = 0, np.cumsum([c.num_remembered for c in self.chunks])
         for i in range(1, len(self.chunks) + 1):
             # The tokenizer has to know which ranks it resamples while the program is built: such steps are runs of one.
             if i == len(self.chunks) or self.resampled or _shape(self.chunks[i]) != _shape(self.chunks[first]):
-                yield first, jax.tree.map(lambda *a: np.stack(a), *self.chunks[first:i])
+                run = jax.tree.map(lambda *a: np.stack(a), *self.chunks[first:i])
+                yield first, dataclasses.replace(run, num_readable=int(filled[i - 1]) if self.remembers else None)
                 first = i
 
 
@@ -123,7 +126,7 @@ def chunk(
     num_known: int | None = None,
 ) -> Chunk:
     """A chunk from plain sequences: unless told otherwise all is remembered, and every token with a target answers."""
-    arrays = {"source": source, "place": place, "target": target, "step": step}
+    arrays: dict[str, Any] = {"source": source, "place": place, "target": target, "step": step}
     answering = np.flatnonzero(np.asarray(target) >= 0) if asked is None else asked
     return Chunk(
         **{k: np.asarray(v, np.int32) for k, v in arrays.items()},

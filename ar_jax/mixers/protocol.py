@@ -27,6 +27,7 @@ class Tokens:
       blank: [B or 1, T] bool, tokens that carry no value; None where there are none.
       num_known: the tokens behind the first so many are all blank; None where that is not known.
       padded: some tokens may be padding.
+      num_readable: a state holds at most so many tokens after these; None where that is not known.
     """
 
     step: Array
@@ -36,6 +37,7 @@ class Tokens:
     blank: Array | None = None
     num_known: int | None = struct.field(pytree_node=False, default=None)
     padded: bool = struct.field(pytree_node=False, default=False)
+    num_readable: int | None = struct.field(pytree_node=False, default=None)
 
     def part(self, piece: slice) -> Tokens:
         """The tokens of a piece [start:stop] of the sequence."""

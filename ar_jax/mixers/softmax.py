@@ -57,6 +57,15 @@ class Cache:
 
         return Cache(**{name: write(name) for name in _TIME}, count=self.count + length)
 
+    def first(self, count: int) -> Cache:
+        """The first so many places."""
+
+        def cut(name: str) -> Array:
+            array, axis = getattr(self, name), _TIME[name]
+            return jax.lax.slice_in_dim(array, 0, min(count, array.shape[axis]), axis=axis)
+
+        return Cache(**{name: cut(name) for name in _TIME}, count=self.count)
+
 
 _TIME = {"k": 2, "v": 2, "step": 1, "position": 1}  # the axis of time of each array
 
@@ -178,6 +187,8 @@ class Softmax(nn.Module):
 
     def attend(self, x: Array, tokens: Tokens, readable: Cache) -> Array:
         """What tokens x [B, T, D] read in a cache, [B, T, D]."""
+        if not self.window and tokens.num_readable is not None:  # reading what is still empty takes as long
+            readable = readable.first(tokens.num_readable)
         q = self._normed(split_heads(self.query(x), self.num_heads), "query")
         if self.rope_base:
             q = rotate(q, tokens.position, self.rope_base, self.prefix_rotation == "zero")

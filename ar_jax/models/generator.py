@@ -168,6 +168,7 @@ class Generator(nn.Module):
             row=jnp.where(place >= 0, prefix + own, jnp.maximum(-2 - source, 0)),
             blank=source == BLANK,
             num_known=chunk.num_known,
+            num_readable=chunk.num_readable,
             padded=told.valid is not None,
         )
 

