@@ -126,10 +126,11 @@ def chunk(
     num_known: int | None = None,
 ) -> Chunk:
     """A chunk from plain sequences: unless told otherwise all is remembered, and every token with a target answers."""
-    arrays: dict[str, Any] = {"source": source, "place": place, "target": target, "step": step}
+    given = {"source": source, "place": place, "target": target, "step": step}
+    arrays: dict[str, Any] = {k: np.asarray(v, np.int32) for k, v in given.items()}
     answering = np.flatnonzero(np.asarray(target) >= 0) if asked is None else asked
     return Chunk(
-        **{k: np.asarray(v, np.int32) for k, v in arrays.items()},
+        **arrays,
         asked=np.asarray(answering, np.int32),
         num_remembered=len(source) if num_remembered is None else num_remembered,
         num_known=len(source) if num_known is None else num_known,
