@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 from flax import struct
 from jax import Array
+from jax.sharding import NamedSharding
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
@@ -64,8 +66,20 @@ SAMPLING = (
 
 @functools.lru_cache(maxsize=32)
 def compiled(method: Callable[..., Any]) -> Any:
-    """`jax.jit` of a system's method, the same for the same system: what is compiled once stays compiled."""
-    return jax.jit(method)
+    """`jax.jit` of a system's method, the same for the same system: what is compiled once stays compiled.
+
+    It is traced for the mesh that its arguments lie on, over whose devices kernels cut their arrays.
+    """
+    jitted = jax.jit(method)
+
+    @functools.wraps(jitted)
+    def call(*args: Any) -> Any:
+        shardings = (leaf.sharding for leaf in jax.tree.leaves(args) if isinstance(leaf, jax.Array))
+        mesh = next((s.mesh for s in shardings if isinstance(s, NamedSharding)), None)
+        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+            return jitted(*args)
+
+    return call
 
 
 @struct.dataclass

@@ -43,10 +43,13 @@ def get_config(variant: str = "base") -> ConfigDict:
     config.model = model_config(**size)
     config.model.dropout_rate = 0.1
     config.head = dict(kind="diffusion", depth=depth, width=width, num_sampling_steps=num_sampling_steps)
+    config.head.noise_schedule = "linear" if variant in SMALL else "cosine"  # see linear_schedule
     config.objective = dict(kind="masked", schedule="truncated_normal", least_masked=0.7)
     config.sampling = dict(temperature=1.0, guidance_scale=guidance_scale, guidance_schedule="linear_mar")
     if variant in SMALL:
         images.train_small(config, variant, "mar_kl", dict(kind="patches", patch_size=2))
+        if variant == "fashion":
+            config.train.update(num_steps=2000, ema_decay=0.998)  # a diffusion learns for longer, and wants an average
         return config
     config.tokenizer = dict(kind="autoencoder") | mar_kl.VARIANTS["base"]
     config.optimizer = dict(kind="adamw", learning_rate=8e-4, b1=0.9, b2=0.95, weight_decay=0.02, clip_norm=3.0)

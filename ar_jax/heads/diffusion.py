@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import Array
 
-from ar_jax.config import UsageError
+from ar_jax.config import UsageError, choose
 from ar_jax.heads import gaussian_diffusion
 from ar_jax.heads.adaln_mlp import AdaLNMLP
 from ar_jax.heads.filters import check_no_filters
@@ -29,10 +30,11 @@ class Diffusion(nn.Module):
       width: of the MLP.
       num_sampling_steps: steps of the reverse process, out of those of training.
       train_steps: steps of the process that is trained.
+      noise_schedule: how fast data turn into noise, one of `gaussian_diffusion.NOISE_SCHEDULES`.
       batch_multiplier: steps and noises drawn for each token in training; the transformer runs once for all of them.
 
     Raises:
-      UsageError: sizes below 1, or more sampling steps than training has.
+      UsageError: sizes below 1, more sampling steps than training has, or an unknown schedule.
     """
 
     channels: int
@@ -40,6 +42,7 @@ class Diffusion(nn.Module):
     width: int = 1024
     num_sampling_steps: int = 100
     train_steps: int = 1000
+    noise_schedule: str = "cosine"
     batch_multiplier: int = 4
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
@@ -52,11 +55,16 @@ class Diffusion(nn.Module):
             if getattr(self, name) < 1:
                 raise UsageError(f"config.head.{name}={getattr(self, name)} must be at least 1.")
         gaussian_diffusion.respaced(self.train_steps, self.num_sampling_steps)
+        choose(gaussian_diffusion.NOISE_SCHEDULES, self.noise_schedule, "head.noise_schedule")
         super().__post_init__()
 
     def setup(self) -> None:
         """The network."""
         self.network = AdaLNMLP(2 * self.channels, self.depth, self.width, self.dtype, self.param_dtype)
+
+    def _levels(self) -> np.ndarray:
+        """a_t of the training process."""
+        return gaussian_diffusion.NOISE_SCHEDULES[self.noise_schedule](self.train_steps)
 
     def __call__(self, hidden: Array, noisy: Array, step: Array) -> Array:
         """Predicts the noise, and where its variance lies between its bounds.
@@ -101,7 +109,7 @@ class Diffusion(nn.Module):
         Returns:
           Two arrays [M, B, T] float32.
         """
-        process = gaussian_diffusion.make_steps(gaussian_diffusion.cosine_schedule(self.train_steps))
+        process = gaussian_diffusion.make_steps(self._levels())
         numbers, target = process.at(step), target[None].astype(jnp.float32)
         predicted = self(hidden[None], gaussian_diffusion.diffused(numbers, target, noise), step)
         return gaussian_diffusion.losses(numbers, target, noise, predicted)
@@ -133,7 +141,7 @@ class Diffusion(nn.Module):
         """
         check_no_filters(settings, "diffusion")
         kept = gaussian_diffusion.respaced(self.train_steps, self.num_sampling_steps)
-        steps = gaussian_diffusion.make_steps(gaussian_diffusion.cosine_schedule(self.train_steps), kept)
+        steps = gaussian_diffusion.make_steps(self._levels(), kept)
         module, variables = self.network.unbind()  # a pure function: its parameters are constants of the scan
         network: Any = functools.partial(module.apply, variables)
         times = self.network.embed_time(steps.time)

@@ -100,7 +100,9 @@ def compile_step(
     jitted = jax.jit(train_step, donate_argnums=0, in_shardings=inputs, out_shardings=outputs)
     # On GPUs the fastest reductions add in no fixed order; a run must be repeatable to the bit.
     on_gpu = batch_sharding.mesh.devices.flat[0].platform == "gpu"
-    return jitted.lower(state, batch).compile({"xla_gpu_deterministic_ops": True} if on_gpu else None)
+    with jax.set_mesh(batch_sharding.mesh):  # kernels cut their arrays over its devices themselves
+        lowered = jitted.lower(state, batch)
+    return lowered.compile({"xla_gpu_deterministic_ops": True} if on_gpu else None)
 
 
 def _loss_and_gradients(
