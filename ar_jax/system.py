@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from flax import struct
 from jax import Array
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
@@ -24,6 +24,7 @@ from ar_jax.feeds import FEEDS
 from ar_jax.feeds.protocol import BLANK, Feed
 from ar_jax.heads import HEADS
 from ar_jax.heads.protocol import Head, Sampling
+from ar_jax.mixers import MIXERS
 from ar_jax.models.autoregressive import Autoregressive
 from ar_jax.models.build import build_generator
 from ar_jax.models.conditioning import CONDITIONERS, Condition, Conditioner, NoCondition
@@ -75,7 +76,7 @@ def compiled(method: Callable[..., Any]) -> Any:
     @functools.wraps(jitted)
     def call(*args: Any) -> Any:
         shardings = (leaf.sharding for leaf in jax.tree.leaves(args) if isinstance(leaf, jax.Array))
-        mesh = next((s.mesh for s in shardings if isinstance(s, NamedSharding)), None)
+        mesh = next((s.mesh for s in shardings if isinstance(s, NamedSharding) and isinstance(s.mesh, Mesh)), None)
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             return jitted(*args)
 
@@ -334,10 +335,17 @@ def _check_fit(remembers: bool, objective: Objective, generator: Generator) -> N
         raise UsageError(
             f"This objective trains {wanted}; set config.feed.kind='auto', or another config.objective.kind."
         )
-    deaf = [type(mixer).__name__ for mixer in (make() for make in generator.decoder.mixers) if not mixer.reads_peers]
+    mixers = [make() for make in generator.decoder.mixers]
+    names = {kind: name for name, kind in MIXERS.items()}
+    deaf = [names[type(mixer)] for mixer in mixers if not mixer.reads_peers]
     if not remembers and deaf:
         raise UsageError(
-            f"mixer {deaf[0].lower()!r} reads earlier tokens only, but feed 'mask' needs all; use mixer 'softmax'."
+            f"mixer {deaf[0]!r} reads earlier tokens only, but feed 'mask' needs all; use mixer 'softmax'."
+        )
+    seers = [names[type(mixer)] for mixer in mixers if not mixer.causal]
+    if remembers and seers:
+        raise UsageError(
+            f"mixer {seers[0]!r} reads later tokens, too, so it serves feed 'mask' only; use another mixer."
         )
 
 

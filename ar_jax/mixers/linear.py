@@ -15,7 +15,7 @@ from jax import Array
 from ar_jax.config import UsageError, choose
 from ar_jax.kernels.dense import Dense
 from ar_jax.kernels.linear_attention import linear_attention
-from ar_jax.mixers.protocol import Tokens, merge_heads, split_heads, take, time_order
+from ar_jax.mixers.protocol import Tokens, in_time_order, merge_heads, split_heads
 
 FEATURE_MAPS: dict[str, Callable[[Array], Array]] = {
     "elu": lambda x: nn.elu(x) + 1,  # arXiv:2006.16236
@@ -23,6 +23,7 @@ FEATURE_MAPS: dict[str, Callable[[Array], Array]] = {
     "identity": lambda x: x,  # retention, arXiv:2307.08621
 }
 DECAYS = ("none", "fixed", "learned")
+FORGOTTEN = -100.0  # nats: nothing is left of what decays by so much; more would cost the sums their last digits
 
 
 class Linear(nn.Module):
@@ -47,6 +48,7 @@ class Linear(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
 
     reads_peers: ClassVar[bool] = False
+    causal: ClassVar[bool] = True
 
     @property
     def dims(self) -> tuple[int, int]:
@@ -79,17 +81,21 @@ class Linear(nn.Module):
 
     def __call__(self, x: Array, tokens: Tokens, state: Array | None = None) -> tuple[Array, Array | None]:
         """See Mixer. Tokens of one step read each other in the order they are fed."""
-        forward, backward, remembered = time_order(tokens)
-        some_leave_no_trace = tokens.num_remembered < x.shape[1] or tokens.padded
-        if some_leave_no_trace:
-            x = take(x, forward)
+        out, after = in_time_order(self._mix, x, tokens, state)
+        return out, (None if state is None else after)
+
+    def _mix(self, x: Array, writes: Array | None, starts: Array | None, state: Array | None) -> tuple[Array, Array]:
+        """See in_time_order."""
         phi = FEATURE_MAPS[self.feature_map]
         q, k, v = (split_heads(project(x), self.num_heads) for project in (self.query, self.key, self.value))
         q, k = phi(q * self.dims[1] ** -0.5), phi(k)
         log_decay = self._log_decay(x)
-        if some_leave_no_trace:  # a query or padding writes nothing, and time stands still for it
-            k = jnp.where(remembered[..., None, None], k, 0)
-            log_decay = None if log_decay is None else jnp.where(remembered[..., None], log_decay, 0)
+        if writes is not None:  # a query or padding writes nothing, and time stands still for it
+            k = jnp.where(writes[..., None, None], k, 0)
+            log_decay = None if log_decay is None else jnp.where(writes[..., None], log_decay, 0)
+        if starts is not None:  # what was before fades at once
+            log_decay = jnp.zeros((*x.shape[:2], self.dims[0])) if log_decay is None else log_decay
+            log_decay = jnp.where(starts[..., None], FORGOTTEN, log_decay)
         if self.normalize:
             v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
         out, after = linear_attention(
@@ -105,8 +111,7 @@ class Linear(nn.Module):
             out = out[..., :-1] / jnp.where(jnp.abs(out[..., -1:]) < 1e-6, 1e-6, out[..., -1:])
         else:
             out = self.norm(out)
-        out = self.out(merge_heads(out))
-        return (take(out, backward) if some_leave_no_trace else out), (None if state is None else after)
+        return self.out(merge_heads(out)), after
 
     def _log_decay(self, x: Array) -> Array | None:
         """[B, T, N] nats, or None."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
 import jax
@@ -27,6 +28,8 @@ class Tokens:
       blank: [B or 1, T] bool, tokens that carry no value; None where there are none.
       num_known: the tokens behind the first so many are all blank; None where that is not known.
       padded: some tokens may be padding.
+      segment: [B or 1, T] int32, which of several sequences, packed behind one another, a token belongs to: tokens of
+        different segments do not read each other. None where there is one.
       num_readable: a state holds at most so many tokens after these; None where that is not known.
     """
 
@@ -38,6 +41,7 @@ class Tokens:
     num_known: int | None = struct.field(pytree_node=False, default=None)
     padded: bool = struct.field(pytree_node=False, default=False)
     num_readable: int | None = struct.field(pytree_node=False, default=None)
+    segment: Array | None = None
 
     def part(self, piece: slice) -> Tokens:
         """The tokens of a piece [start:stop] of the sequence."""
@@ -52,7 +56,9 @@ class Tokens:
 class Mixer(Protocol):
     """How tokens read one another.
 
-    A mixer is a Linen module of fields `embed_dim`, `dtype`, `param_dtype` and its own. Its state is a pytree of arrays.
+    A mixer is a Linen module of fields `embed_dim`, `dtype`, `param_dtype` and its own; those of the names `position_axes`
+    (axes of a position), `grid` (a bound of the coordinates of each) and `num_rows` (of the table of all places, see
+    Tokens.row) are filled in, too. Its state is a pytree of arrays.
     """
 
     reads_peers: ClassVar[bool]  # tokens of one step read each other both ways, as masked models need
@@ -64,6 +70,33 @@ class Mixer(Protocol):
         """Maps x [B, T, D] to [B, T, D] and, where a state is given, returns the state after these tokens."""
 
 
+def in_time_order(
+    mix: Callable[..., tuple[Array, State]], x: Array, tokens: Tokens, state: State
+) -> tuple[Array, State]:
+    """Applies a mixer that reads a sequence from its start to its end; tokens of one step come in the order they are fed.
+
+    Args:
+      mix: (x [B, T, D], writes, starts, state) to [B, T, D] and the state after. `writes` [B or 1, T] bool are the tokens
+        that leave a trace (not the queries, nor padding), `starts` those that begin a segment and read nothing from before;
+        None where all do, or none does.
+      x: [B, T, D] as fed.
+      tokens: when they are.
+      state: passed on to mix.
+    """
+    some_leave_no_trace = tokens.num_remembered < x.shape[1] or tokens.padded
+    if not some_leave_no_trace:
+        return mix(x, None, None if tokens.segment is None else segment_starts(tokens.segment), state)
+    forward, backward, remembered = time_order(tokens)
+    segment = None if tokens.segment is None else take(tokens.segment, forward)
+    out, state = mix(take(x, forward), remembered, None if segment is None else segment_starts(segment), state)
+    return take(out, backward), state
+
+
+def segment_starts(segment: Array) -> Array:
+    """Which tokens are of another segment than the one before them, [B or 1, T] bool; the first one goes on with a state."""
+    return jnp.concatenate([jnp.zeros_like(segment[:, :1], bool), segment[:, 1:] != segment[:, :-1]], axis=1)
+
+
 def time_order(tokens: Tokens) -> tuple[Array, Array, Array]:
     """The fed tokens sorted by step, for mixers that read a sequence from its start to its end.
 
@@ -72,6 +105,8 @@ def time_order(tokens: Tokens) -> tuple[Array, Array, Array]:
       not the queries, nor padding.
     """
     forward = jnp.argsort(tokens.step, axis=1, stable=True)
+    if tokens.segment is not None:  # one segment after the other
+        forward = jnp.take_along_axis(forward, jnp.argsort(take(tokens.segment, forward), axis=1, stable=True), axis=1)
     remembered = (forward < tokens.num_remembered) & (jnp.take_along_axis(tokens.step, forward, axis=1) < NEVER)
     return forward, jnp.argsort(forward, axis=1), remembered
 

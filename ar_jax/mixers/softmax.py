@@ -109,6 +109,7 @@ class Softmax(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
 
     reads_peers: ClassVar[bool] = True
+    causal: ClassVar[bool] = True
 
     @property
     def dims(self) -> tuple[int, int, int]:
@@ -161,6 +162,8 @@ class Softmax(nn.Module):
 
     def __call__(self, x: Array, tokens: Tokens, state: Cache | None = None) -> tuple[Array, Cache | None]:
         """See Mixer."""
+        if state is not None and tokens.segment is not None:
+            raise ValueError("packed segments are fed whole, without a state")
         new = self.entries(x, tokens)
         if state is None:
             readable = new
@@ -200,6 +203,8 @@ class Softmax(nn.Module):
             tokens.step,
             readable.step,
             window=self.window or None,
+            query_segment=tokens.segment,
+            key_segment=None if tokens.segment is None else tokens.segment[:, : tokens.num_remembered],
             bias=bias,
             scale=1.0 if self.qk_norm == "l2" else self.logit_scale,
             implementation=self.implementation,

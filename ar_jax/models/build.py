@@ -52,12 +52,14 @@ def build_generator(
         build(parts, {"kind": name} | {k: v for k, v in config.items() if k in parameters(part)}, "model")
         for name, part in parts.items()
     )
-    fields = {"position_axes": len(position[0])} | options.types
+    num_rows = len(position) + condition.num_tokens
+    grid = tuple(1 + max(axis) for axis in zip(*position, strict=True))
+    fields = {"position_axes": len(grid), "grid": grid, "num_rows": num_rows} | options.types
     given = {
         "embed_dim": config["embed_dim"],
         "mixers": mixer_pattern(config["mixer"], embed_dim=config["embed_dim"], **fields),
         "options": options,
-        "num_rows": len(position) + condition.num_tokens,
+        "num_rows": num_rows,
         "num_prefix": condition.num_tokens,
     }
     if two_widths:

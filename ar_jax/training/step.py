@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from ar_jax.training.paths import named_leaves, with_leaves, without
 from ar_jax.training.protocol import Batch, Metrics, Params, Task
@@ -100,6 +100,7 @@ def compile_step(
     jitted = jax.jit(train_step, donate_argnums=0, in_shardings=inputs, out_shardings=outputs)
     # On GPUs the fastest reductions add in no fixed order; a run must be repeatable to the bit.
     on_gpu = batch_sharding.mesh.devices.flat[0].platform == "gpu"
+    assert isinstance(batch_sharding.mesh, Mesh)
     with jax.set_mesh(batch_sharding.mesh):  # kernels cut their arrays over its devices themselves
         lowered = jitted.lower(state, batch)
     return lowered.compile({"xla_gpu_deterministic_ops": True} if on_gpu else None)
