@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ar_jax import mixers
 from ar_jax.data.protocol import Facts
 from ar_jax.system import System, from_config
 
@@ -32,6 +33,7 @@ MIXERS: dict[str, dict[str, Any]] = {
         kind="linear : convolution : softmax", linear=dict(num_heads=2), softmax=dict(num_heads=2, window=4)
     ),
 }
+CAUSAL_MIXERS = [n for n, row in MIXERS.items() if ":" in row["kind"] or mixers.MIXERS[row["kind"]].causal]
 ORDERS: dict[str, dict[str, Any]] = {
     "raster": dict(kind="raster"),
     "column": dict(kind="column"),

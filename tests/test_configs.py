@@ -20,10 +20,14 @@ from ar_jax.system import from_config
 from ar_jax.training.program import make_program
 
 ROOT = Path(__file__).parents[1]
-NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+CONFIGS = ROOT / "configs"
+NAMES = [
+    str(path.relative_to(CONFIGS).with_suffix(""))
+    for path in sorted([*CONFIGS.glob("*.py"), *CONFIGS.glob("mixers/*.py")])
+]
 if str(ROOT) not in sys.path:  # `pytest` alone does not look where `python -m pytest` does
     sys.path.insert(0, str(ROOT))
-VARIANTS = [(name, v) for name in NAMES for v in importlib.import_module(f"configs.{name}").VARIANTS]
+VARIANTS = [(name, v) for name in NAMES for v in importlib.import_module(f"configs.{name.replace('/', '.')}").VARIANTS]
 BUILT_HERE = [(name, v) for name, v in VARIANTS if f"{name}:{v}" not in published.NAMES]  # see test_published_sizes.py
 STEPS = 12
 

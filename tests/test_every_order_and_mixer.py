@@ -21,18 +21,23 @@ from ar_jax.sampling.loop import walk
 from ar_jax.system import System
 
 BATCH = 2
-CAUSAL = [(m, o, "auto", "decoder") for m in cases.MIXERS for o in cases.ORDERS]
+# What a mixer reads is the same for every order; who may be read is the order's and the feed's affair: three mixers meet
+# every order, the others one token a step, several, and queries that leave no trace.
+READERS = ("softmax", "linear", "convolution")
+CAUSAL = [(m, o, "auto", "decoder") for m in READERS for o in cases.ORDERS]
+CAUSAL += [
+    (m, o, "auto", "decoder") for m in cases.CAUSAL_MIXERS if m not in READERS for o in ("raster", "random, in sets")
+]
 CAUSAL += [("softmax", o, f, "decoder") for o in cases.ORDERS for f in ("shift", "query")]
 CAUSAL += [("softmax", o, "auto", "decoder, told the step") for o in ("raster", "random", "nearest", "next_scale")]
 CAUSAL += [("softmax", o, "auto", "decoder, post-norm") for o in ("raster", "next_scale")]
 CAUSAL += [("softmax", o, "query", "two_pass") for o in ("raster", "random, in sets", "nearest", "next_scale")]
-# What a mixer reads is the same for every order; who may be read is the order's and the feed's affair: fewer mixers do.
-READERS = ("softmax", "linear", "convolution")
 MASKED = [
     (m, o, "mask", "decoder")
     for m in ("softmax", "softmax grouped, normed, biased")
     for o in ("random, in sets", "raster", "blocks")
 ]
+MASKED += [(m, "random, in sets", "mask", "decoder") for m in cases.MIXERS if m not in cases.CAUSAL_MIXERS]
 MASKED += [("softmax", o, "mask", b) for o in ("random, in sets", "blocks") for b in ("masked_autoencoder", "u_vit")]
 
 
