@@ -12,35 +12,19 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ar_jax.config import UsageError
-from ar_jax.interop import lazily
+from ar_jax.interop import lazily, mixers
 from ar_jax.interop.arguments import exit_code, parse
 from ar_jax.interop.files import read_safetensors, write_safetensors
+from ar_jax.interop.kinds import Arrays, Meta, Replay
 
-Arrays = Mapping[str, np.ndarray]
-Meta = Mapping[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Replay:
-    """How the runs of one official class are replayed.
-
-    Attributes:
-      told_by: a pattern found in "<source>; <system>; <class>" of meta.json, and in those of no other entry.
-      function: (meta, weights by official name, inputs by name) to outputs by name.
-    """
-
-    told_by: str
-    function: Callable[[Meta, Arrays, Arrays], Mapping[str, Any]]
-
-
-REPLAYS = {
+REPLAYS = mixers.REPLAYS | {
     "llamagen_c2i": Replay(
         r"FoundationVision/LlamaGen;.*class-cond.*gpt\.Transformer", lazily("llamagen:replay_class")
     ),

@@ -13,13 +13,22 @@ from ar_jax.config import UsageError
 from ar_jax.interop import replay
 from ar_jax.interop.files import read_safetensors, write_safetensors
 
-FIXTURES = Path(os.environ.get("AR_JAX_FIXTURES", Path(__file__).parents[3] / "shared" / "fixtures")) / "visual"
-SYSTEMS = ("llamagen", "var", "mar", "rar", "arpg", "titok", "maskgit")
+FIXTURES = Path(os.environ.get("AR_JAX_FIXTURES", Path(__file__).parents[3] / "shared" / "fixtures"))
+# The first words of the folders' names.
+SYSTEMS = {
+    "visual": ("llamagen", "var", "mar", "rar", "arpg", "titok", "maskgit"),
+    "mixers": (),
+}
 
 
 def folders() -> list[Path]:
     """The recorded runs of these systems; systems whose names only begin alike are others."""
-    names = [path for path in sorted(FIXTURES.glob("*")) if path.name.split("_")[0] in SYSTEMS]
+    names = [
+        path
+        for area, systems in SYSTEMS.items()
+        for path in sorted((FIXTURES / area).glob("*"))
+        if any(f"{path.name}_".startswith(f"{system}_") for system in systems)
+    ]
     absent = pytest.param(None, marks=pytest.mark.skip(reason=f"There are no official fixtures in {FIXTURES}."))
     return [pytest.param(path, id=path.name) for path in names] or [absent]
 
