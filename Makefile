@@ -58,13 +58,28 @@ demo: env ## train the digits model, evaluate it and draw samples; a finished ru
 	$(VENV_PYTHON) eval.py --workdir=runs/digits
 	echo "demo: done in $$SECONDS s; metrics and pictures (samples.png) are in runs/digits/eval"
 
+# The compiler for TPUs, with which the tests compile kernels for chips that are not here. It stays out of the environment:
+# where libtpu is installed, JAX looks for a TPU at every start.
+LIBTPU_VERSION := 0.0.52
+LIBTPU := .cache/libtpu-$(LIBTPU_VERSION)
+export AR_JAX_LIBTPU := $(CURDIR)/$(LIBTPU)/libtpu/libtpu.so
+
+$(LIBTPU): | $(INSTALLED)
+	@echo "test: installing the TPU's compiler into $(LIBTPU)"
+	rm -rf $@.part
+	if $(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --target $@.part libtpu==$(LIBTPU_VERSION); then
+	  mv $@.part $@
+	else
+	  echo "test: there is none for this machine; tests that compile for TPUs will be skipped" >&2
+	fi
+
 .PHONY: test
-test: env ## run the tests, without the long ones
+test: env $(LIBTPU) ## run the tests, without the long ones
 	@echo "test: running the tests on $(JOBS) processes (JOBS=n for more); compiled programs are kept in .cache/jax"
 	$(PYTEST)
 
 .PHONY: test-all
-test-all: env ## run all tests
+test-all: env $(LIBTPU) ## run all tests
 	@echo "test-all: running all tests, the long ones too, on $(JOBS) processes"
 	$(PYTEST) -m ''
 
