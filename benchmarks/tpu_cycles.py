@@ -82,8 +82,8 @@ def read(text: str) -> Schedule:
 
 def _trips(bodies: list[str], last: int) -> int | None:
     """How often the loop runs that ends in bundle number `last`."""
-    for body in bodies[last : max(-1, last - _EXIT_NEAR) : -1] if last else bodies[:1]:
-        match = _EXIT.search(body)
+    for i in range(last, max(-1, last - _EXIT_NEAR), -1):
+        match = _EXIT.search(bodies[i])
         if match:
             return int(match["trips"])
     return None

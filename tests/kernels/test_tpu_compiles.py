@@ -1,0 +1,39 @@
+"""Every kernel, forward and backward, goes through the real TPU compiler at the shapes of training and decoding."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import kernels_tpu as tpu  # noqa: E402
+
+NO_COMPILER = "The TPU's compiler is not here: `make test` installs it into .cache, or AR_JAX_LIBTPU names a libtpu.so."
+pytestmark = pytest.mark.skipif(tpu.libtpu() is None, reason=NO_COMPILER)
+
+
+def cases(kernel: str, lengths: tuple[int, ...], head_dims: tuple[int, ...]) -> list[tpu.Case]:
+    directions = ("forward", "backward", *(["decode"] if kernel.startswith(("step", "linear")) else []))
+    return [tpu.Case(kernel, *rest) for rest in itertools.product(directions, lengths, head_dims)]
+
+
+@pytest.mark.parametrize("chip", tpu.CHIPS)
+@pytest.mark.parametrize("kernel", tpu.KERNELS)
+def test_it_compiles(kernel: str, chip: str) -> None:
+    tpu.compile_apart(cases(kernel, (4096,), (128,)), chip)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", tpu.CHIPS)
+@pytest.mark.parametrize("kernel", tpu.KERNELS)
+def test_it_compiles_at_every_shape_of_training(kernel: str, chip: str) -> None:
+    tpu.compile_apart(cases(kernel, (4096, 16384), (64, 128)), chip)
+
+
+def test_what_the_compiler_refuses_is_told() -> None:
+    with pytest.raises(RuntimeError, match="step_attention, forward, 64 x 8 on v9"):
+        tpu.compile_apart([tpu.Case("step_attention", "forward", 64, 8)], "v9")
