@@ -23,17 +23,59 @@ MIXERS: dict[str, dict[str, Any]] = {
     ),
     "softmax as LlamaGen has it": dict(kind="softmax", num_heads=2, prefix_rotation="zero", qk_norm="layer"),
     "softmax window": dict(kind="softmax", num_heads=2, window=3),
+    "softmax, forgetting": dict(kind="softmax", num_heads=4, num_kv_heads=2, forget_gate=True),
+    "softmax window, forgetting": dict(kind="softmax", num_heads=2, window=3, forget_gate=True),
     "linear": dict(kind="linear", num_heads=2),
     "linear, fixed decay": dict(
         kind="linear", num_heads=2, feature_map="identity", decay="fixed", normalize=False, chunk_size=5
     ),
     "linear, learned decay": dict(kind="linear", num_heads=2, feature_map="relu", decay="learned", normalize=False),
     "convolution": dict(kind="convolution", width=3),
+    "fnet": dict(kind="fnet", num_samples=3, stride=2),
+    "fnet, whole": dict(kind="fnet", causal=False, unitary=True),
+    "aft": dict(kind="aft"),
+    "aft, full": dict(kind="aft", variant="full", hidden_dim=12),
+    "aft, full, low rank, whole": dict(kind="aft", variant="full", bias_rank=2, causal=False),
+    "aft, local": dict(kind="aft", variant="local", window=3),
+    "aft, local, whole": dict(kind="aft", variant="local", window=2, causal=False),
+    "aft, conv": dict(kind="aft", variant="conv", window=3, num_heads=2, use_bias=True),
+    "aft, conv, whole": dict(kind="aft", variant="conv", window=2, num_heads=2, filter_norm=False, causal=False),
+    "hrrformer": dict(kind="hrrformer", num_heads=2),
+    "linformer": dict(kind="linformer", num_heads=2, rank=3),
+    "linformer, per head, multi-query": dict(kind="linformer", num_heads=2, num_kv_heads=1, rank=2, share_heads=False),
+    "linformer, shared values": dict(kind="linformer", num_heads=2, rank=2, share_values=True),
+    "lightweight_convolution": dict(kind="lightweight_convolution", num_heads=2, width=3, bias=True),
+    "lightweight_convolution, dynamic": dict(
+        kind="lightweight_convolution", num_heads=2, width=3, dynamic=True, in_proj=True, renormalize=True
+    ),
+    "lightweight_convolution, centred": dict(
+        kind="lightweight_convolution", num_heads=2, width=3, causal=False, renormalize=True
+    ),
+    "lightweight_convolution, dynamic, centred": dict(
+        kind="lightweight_convolution", num_heads=2, width=4, causal=False, dynamic=True, filter_bias=True
+    ),
+    "native_sparse": dict(kind="native_sparse", num_heads=4, num_kv_heads=2, block_size=2, num_blocks=3, window=2),
+    "sparsek": dict(kind="sparsek", num_heads=4, num_kv_heads=2, num_keys=2, window=1, position_slope=0.01),
+    "sparsek, straight-through": dict(
+        kind="sparsek", num_heads=2, num_keys=2, capacity=2, window=2, gates="straight_through", gate_keys=False
+    ),
+    "neighborhood": dict(kind="neighborhood", num_heads=2, kernel_size=2),
+    "neighborhood, strided, dilated, biased": dict(
+        kind="neighborhood", num_heads=2, kernel_size=2, stride=2, dilation=(1, 2), relative_bias=True
+    ),
+    "neighborhood, causal axes": dict(kind="neighborhood", num_heads=2, kernel_size=(3, 0), causal_axes=(True, False)),
+    "axial": dict(kind="axial", num_heads=2),
+    "axial, one after the other": dict(kind="axial", num_heads=2, sum_axes=False),
+    "vision_retention": dict(kind="vision_retention", num_heads=2),
+    "vision_retention, one dimension": dict(kind="vision_retention", num_heads=2, dimensions=1, chunk_size=4),
+    "lightnet": dict(kind="lightnet", num_heads=2, expand_ratio=4),
+    "lightnet, turned": dict(kind="lightnet", num_heads=2, expand_ratio=3, rotation="cosine"),
+    "lightnet, both ways": dict(kind="lightnet", num_heads=2, expand_ratio=3, rotation="cosine", causal=False),
     "hybrid": dict(
         kind="linear : convolution : softmax", linear=dict(num_heads=2), softmax=dict(num_heads=2, window=4)
     ),
 }
-CAUSAL_MIXERS = [n for n, row in MIXERS.items() if ":" in row["kind"] or mixers.MIXERS[row["kind"]].causal]
+CAUSAL_MIXERS = [n for n, r in MIXERS.items() if r.get("causal", ":" in r["kind"] or mixers.MIXERS[r["kind"]].causal)]
 ORDERS: dict[str, dict[str, Any]] = {
     "raster": dict(kind="raster"),
     "column": dict(kind="column"),
@@ -60,6 +102,7 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "decoder, post-norm": dict(kind="decoder", norm="layer", norm_first=False, embed_norm=True, common=True),
     "two_pass": dict(kind="two_pass"),
     "masked_autoencoder": dict(kind="masked_autoencoder", decoder_dim=12, decoder_mlp_dim=20, prefix_positions=True),
+    "axial_transformer": dict(kind="axial_transformer", outer_layers=1),
     "u_vit": dict(kind="u_vit", activation="gelu_exact", gated=False, mlp_bias=True),
 }
 

@@ -31,6 +31,7 @@ CAUSAL += [
 CAUSAL += [("softmax", o, f, "decoder") for o in cases.ORDERS for f in ("shift", "query")]
 CAUSAL += [("softmax", o, "auto", "decoder, told the step") for o in ("raster", "random", "nearest", "next_scale")]
 CAUSAL += [("softmax", o, "auto", "decoder, post-norm") for o in ("raster", "next_scale")]
+CAUSAL += [("softmax", o, "auto", "axial_transformer") for o in ("raster", "random", "random, in sets")]
 CAUSAL += [("softmax", o, "query", "two_pass") for o in ("raster", "random, in sets", "nearest", "next_scale")]
 MASKED = [
     (m, o, "mask", "decoder")

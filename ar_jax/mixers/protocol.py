@@ -57,8 +57,8 @@ class Mixer(Protocol):
     """How tokens read one another.
 
     A mixer is a Linen module of fields `embed_dim`, `dtype`, `param_dtype` and its own; those of the names `position_axes`
-    (axes of a position), `grid` (a bound of the coordinates of each) and `num_rows` (of the table of all places, see
-    Tokens.row) are filled in, too. Its state is a pytree of arrays.
+    (axes of a position), `grid` (a bound of the coordinates of each), `num_rows` (of the table of all places, see
+    Tokens.row) and `num_prefix` (the first of them, which have no place) are filled in, too. Its state is a pytree of arrays.
     """
 
     reads_peers: ClassVar[bool]  # tokens of one step read each other both ways, as masked models need

@@ -1,4 +1,4 @@
-"""Depthwise causal convolution over the last few tokens: its state is a ring buffer."""
+"""Convolution over the last few tokens, the same for all tokens or another for each: its state is a ring buffer."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from ar_jax.mixers.protocol import NEVER, Tokens, take
+from ar_jax.mixers.line import present, stands_behind
+from ar_jax.mixers.protocol import Tokens, take
 
 
 @struct.dataclass
 class Ring:
-    """The last values that came, value number n at place n mod (width - 1).
+    """The last values that came, value number n at place n mod reach.
 
     Attributes:
-      values: [B, width - 1, C].
+      values: [B, reach, C]; a filter of some width reaches width - 1 tokens back, or so many times its dilation.
       count: int32 scalar, how many have come.
     """
 
@@ -22,51 +23,89 @@ class Ring:
     count: Array
 
 
-def empty_ring(batch_size: int, width: int, channels: int, dtype: jnp.dtype) -> Ring:
+def empty_ring(batch_size: int, width: int, channels: int, dtype: jnp.dtype, dilation: int = 1) -> Ring:
     """The state before the first token: zeros stand there."""
-    return Ring(jnp.zeros((batch_size, width - 1, channels), dtype), jnp.zeros((), jnp.int32))
+    return Ring(jnp.zeros((batch_size, (width - 1) * dilation, channels), dtype), jnp.zeros((), jnp.int32))
 
 
-def short_convolution(values: Array, filters: Array, tokens: Tokens, before: Ring | None) -> tuple[Array, Ring | None]:
-    """out_t = sum_{j < width} filters_j values_{t-j}, one filter per channel.
+def short_convolution(
+    values: Array, filters: Array, tokens: Tokens, before: Ring | None, dilation: int = 1
+) -> tuple[Array, Ring | None]:
+    """out_t = sum_{j < width} filters_j values_{t - j dilation}, a filter per group of neighbouring channels.
 
     Tokens of one step read each other in the order they are fed. A query (a token that is not remembered) stands behind
     the tokens that it may read.
 
     Args:
       values: [B, T, C], as fed.
-      filters: [width, C], the present token's first.
+      filters: [width, G], the present token's first, or [B or 1, T, width, G], those of each token; G divides C.
       tokens: when and where they are.
       before: the state before them; None for a whole sequence.
+      dilation: the taps' distance from one another.
 
     Returns:
       [B, T, C], and the state after them, None without one before.
     """
-    (width, channels), n = filters.shape, tokens.num_remembered
-    reach = width - 1
-    filters = filters.astype(values.dtype)[:, None, None]
-    if tokens.padded:
-        values = jnp.where((tokens.step < NEVER)[..., None], values, 0)
-    ring = empty_ring(len(values), width, channels, values.dtype) if before is None else before
+    (width, groups), n = filters.shape[-2:], tokens.num_remembered
+    channels, reach = values.shape[-1], (width - 1) * dilation
+    filters = jnp.repeat(filters, channels // groups, axis=-1) if filters.ndim == 2 else filters
+    values = present(values, tokens)
+    ring = empty_ring(len(values), width, channels, values.dtype, dilation) if before is None else before
     oldest_first = (ring.count + jnp.arange(reach)) % reach
     line = jnp.concatenate([ring.values[:, oldest_first], values[:, :n]], axis=1)  # remembered token i at i + reach
     segment = None if tokens.segment is None else jnp.pad(tokens.segment[:, :n], ((0, 0), (reach, 0)), mode="edge")
 
-    def tap(j: int) -> Array:
-        """The remembered tokens' value of j tokens ago, zero in another segment."""
-        past = line[:, reach - j : reach - j + n]
+    def weigh(j: int, piece: slice, past: Array) -> Array:
+        """The part of the sum that tap j is, for a piece of the tokens."""
+        if filters.ndim == 2:
+            return filters[j][None, None].astype(past.dtype) * past
+        return jnp.repeat(filters[:, piece, j], channels // groups, axis=-1).astype(past.dtype) * past
+
+    def tap(ago: int) -> Array:
+        """The remembered tokens' value of so many tokens ago, zero in another segment."""
+        past = line[:, reach - ago : reach - ago + n]
         if segment is None:
             return past
-        return jnp.where((segment[:, reach - j : reach - j + n] == segment[:, reach:])[..., None], past, 0)
+        return jnp.where((segment[:, reach - ago : reach - ago + n] == segment[:, reach:])[..., None], past, 0)
 
-    mixed = filters[0] * values[:, :n]
+    mixed = weigh(0, slice(n), values[:, :n])
     for j in range(1, width):
-        mixed += filters[j] * tap(j)
+        mixed += weigh(j, slice(n), tap(j * dilation))
     if n < values.shape[1]:
-        earlier = (tokens.step[:, None, :n] <= tokens.step[:, n:, None]).sum(axis=-1)  # [B or 1, queries]
-        asked = filters[0] * values[:, n:] + sum(filters[j] * take(line, earlier + reach - j) for j in range(1, width))
+        queries, earlier = slice(n, None), stands_behind(tokens)
+        asked = weigh(0, queries, values[:, n:])
+        for j in range(1, width):
+            asked += weigh(j, queries, take(line, earlier + reach - j * dilation))
         mixed = jnp.concatenate([mixed, asked], axis=1)
     return mixed, None if before is None else _push(before, values[:, :n])
+
+
+def centered_convolution(values: Array, filters: Array, lookahead: int, tokens: Tokens) -> Array:
+    """out_t = sum_{j < width} filters_j values_{t + lookahead - j}: tokens read later ones, too.
+
+    Args:
+      values: [B, T, C], in the order of their places.
+      filters: as in `short_convolution`, the latest token's first.
+      lookahead: how many later tokens are read, less than the width.
+      tokens: of these values, in the same order.
+
+    Returns:
+      [B, T, C].
+    """
+    (width, groups), length, channels = filters.shape[-2:], values.shape[1], values.shape[-1]
+    sides = ((width - 1 - lookahead, lookahead), (0, 0))
+    line = jnp.pad(present(values, tokens), ((0, 0), *sides))
+    own = tokens.segment
+    segment = None if own is None else jnp.pad(own, ((0, 0), sides[0]), mode="edge")
+    mixed = jnp.zeros_like(values)
+    for j in range(width):
+        at = slice(width - 1 - j, width - 1 - j + length)
+        weight = filters[j][None, None] if filters.ndim == 2 else filters[:, :, j]
+        past = line[:, at]
+        if segment is not None:
+            past = jnp.where((segment[:, at] == own)[..., None], past, 0)
+        mixed += jnp.repeat(weight, channels // groups, axis=-1).astype(past.dtype) * past
+    return mixed
 
 
 def _push(ring: Ring, values: Array) -> Ring:

@@ -15,6 +15,7 @@ from jax import Array
 from ar_jax.config import UsageError, choose
 from ar_jax.kernels.dense import Dense
 from ar_jax.kernels.step_attention import step_attention
+from ar_jax.kernels.step_attention.key_bias import forgotten, key_biased
 from ar_jax.mixers.norms import make_norm
 from ar_jax.mixers.positions import RelativeBias, rotate
 from ar_jax.mixers.protocol import NEVER, Tokens, merge_heads, split_heads
@@ -32,6 +33,7 @@ class Cache:
       v: [B, K, S, H].
       step: [B, S] int32.
       position: [B, S, D] int32, or D = 0 where no bias needs it.
+      forgotten: [B, N, S] float32, the cumulated logarithms of the forget gates, or N = 0 without them.
       count: int32 scalar, how many tokens have come.
     """
 
@@ -39,6 +41,7 @@ class Cache:
     v: Array
     step: Array
     position: Array
+    forgotten: Array
     count: Array
 
     def append(self, new: Cache) -> Cache:
@@ -67,7 +70,7 @@ class Cache:
         return Cache(**{name: cut(name) for name in _TIME}, count=self.count)
 
 
-_TIME = {"k": 2, "v": 2, "step": 1, "position": 1}  # the axis of time of each array
+_TIME = {"k": 2, "v": 2, "step": 1, "position": 1, "forgotten": 2}  # the axis of time of each array
 
 
 class Softmax(nn.Module):
@@ -87,6 +90,8 @@ class Softmax(nn.Module):
       out_bias: the last projection has one.
       bias_distance: reach of a learned relative bias per axis; 0 has none.
       window: only the last so many steps are read, and the state is a ring buffer; 0 reads all.
+      forget_gate: every token lets the logits of what was before it fall by -log sigmoid(w x + b), for each head
+        (Forgetting Transformer, arXiv:2503.02130): s_ij = q_i . k_j / sqrt(H) + sum of log gates of j + 1 ... i.
     """
 
     embed_dim: int
@@ -103,6 +108,7 @@ class Softmax(nn.Module):
     out_bias: bool = False
     bias_distance: int = 0
     window: int = 0
+    forget_gate: bool = False
     position_axes: int = 0
     implementation: str | None = None
     dtype: jnp.dtype = jnp.float32
@@ -147,6 +153,10 @@ class Softmax(nn.Module):
             self.log_scale = self.param("log_scale", start, (heads,), self.param_dtype)
         if self.bias_distance:
             self.bias = RelativeBias(heads, self.bias_distance, self.param_dtype)
+        if self.forget_gate and self.bias_distance:
+            raise UsageError("config.model.mixer.forget_gate and bias_distance are two biases; set one of them to 0.")
+        if self.forget_gate:
+            self.forget = nn.Dense(heads, dtype=jnp.float32, param_dtype=self.param_dtype)
 
     @nn.nowrap
     def init_state(self, batch_size: int, max_len: int, max_step_len: int) -> Cache:
@@ -156,15 +166,17 @@ class Softmax(nn.Module):
         entries = jnp.zeros((batch_size, shared, size, head_dim), self.dtype)
         position = jnp.zeros((batch_size, size, self.position_axes if self.bias_distance else 0), jnp.int32)
         # Two arrays, not one twice: a sampler donates its state, and a buffer can be donated only once.
-        return Cache(
-            entries, jnp.zeros_like(entries), jnp.full((batch_size, size), NEVER), position, jnp.zeros((), jnp.int32)
-        )
+        step, count = jnp.full((batch_size, size), NEVER), jnp.zeros((), jnp.int32)
+        forgotten = jnp.zeros((batch_size, self.num_heads * self.forget_gate, size), jnp.float32)
+        return Cache(entries, jnp.zeros_like(entries), step, position, forgotten, count)
 
     def __call__(self, x: Array, tokens: Tokens, state: Cache | None = None) -> tuple[Array, Cache | None]:
         """See Mixer."""
         if state is not None and tokens.segment is not None:
             raise ValueError("packed segments are fed whole, without a state")
         new = self.entries(x, tokens)
+        if state is not None and self.forget_gate:  # sums go on from the last one, which is the least
+            new = new.replace(forgotten=new.forgotten + state.forgotten.min(axis=2, keepdims=True))
         if state is None:
             readable = new
         elif self.window:  # the ring still needs what this piece would overwrite
@@ -185,8 +197,18 @@ class Softmax(nn.Module):
             jnp.swapaxes(split_heads(self.value(x), self.dims[1]), 1, 2),
             step,
             position if self.bias_distance else position[..., :0],
+            self._forgotten(x, tokens) if self.forget_gate else jnp.zeros((len(x), 0, n), jnp.float32),
             jnp.zeros((), jnp.int32),
         )
+
+    def _forgotten(self, x: Array, tokens: Tokens) -> Array:
+        """Cumulated log gates of the remembered tokens, x [B, n, D], in time order, [B, N, n]."""
+        n = x.shape[1]
+        log_forget = jax.nn.log_sigmoid(self.forget(x).astype(jnp.float32))
+        step = tokens.step[:, :n]
+        if tokens.padded:
+            log_forget = jnp.where((step < NEVER)[..., None], log_forget, 0)
+        return forgotten(log_forget, step, *([] if tokens.segment is None else [tokens.segment[:, :n]]))
 
     def attend(self, x: Array, tokens: Tokens, readable: Cache) -> Array:
         """What tokens x [B, T, D] read in a cache, [B, T, D]."""
@@ -196,7 +218,11 @@ class Softmax(nn.Module):
         if self.rope_base:
             q = rotate(q, tokens.position, self.rope_base, self.prefix_rotation == "zero")
         bias = self.bias(tokens.position, readable.position) if self.bias_distance else None
-        out = step_attention(
+        attend = functools.partial(step_attention, bias=bias)
+        if self.forget_gate:
+            fallen = readable.forgotten.min(axis=2, keepdims=True) - readable.forgotten
+            attend = functools.partial(key_biased, step_attention, key_bias=fallen)
+        out = attend(
             q,
             jnp.swapaxes(readable.k, 1, 2),
             jnp.swapaxes(readable.v, 1, 2),
@@ -205,7 +231,6 @@ class Softmax(nn.Module):
             window=self.window or None,
             query_segment=tokens.segment,
             key_segment=None if tokens.segment is None else tokens.segment[:, : tokens.num_remembered],
-            bias=bias,
             scale=1.0 if self.qk_norm == "l2" else self.logit_scale,
             implementation=self.implementation,
         )

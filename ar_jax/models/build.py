@@ -11,7 +11,7 @@ from ar_jax.models.blocks import BlockOptions
 from ar_jax.models.decoder import mixer_pattern
 from ar_jax.models.generator import Embedding, Generator
 
-SUPPLIED = ("embed_dim", "mixers", "options", "num_rows", "num_prefix", "decoder_mixers")
+SUPPLIED = ("embed_dim", "mixers", "options", "num_rows", "num_prefix", "position_axes", "decoder_mixers")
 
 
 def build_generator(
@@ -55,12 +55,14 @@ def build_generator(
     num_rows = len(position) + condition.num_tokens
     grid = tuple(1 + max(axis) for axis in zip(*position, strict=True))
     fields = {"position_axes": len(grid), "grid": grid, "num_rows": num_rows} | options.types
+    fields["num_prefix"] = condition.num_tokens
     given = {
         "embed_dim": config["embed_dim"],
         "mixers": mixer_pattern(config["mixer"], embed_dim=config["embed_dim"], **fields),
         "options": options,
         "num_rows": num_rows,
         "num_prefix": condition.num_tokens,
+        "position_axes": len(grid),
     }
     if two_widths:
         width = config.get("decoder_dim") or config["embed_dim"]

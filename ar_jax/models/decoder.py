@@ -11,11 +11,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
+from ml_collections import ConfigDict
 
 from ar_jax.config import UsageError, build, choose
 from ar_jax.mixers import MIXERS
 from ar_jax.mixers.protocol import State, Tokens
 from ar_jax.models.blocks import Block, BlockOptions, MakeMixer, Modulation, modulated
+
+NESTED = (Mapping, ConfigDict)  # the latter is none of the former
 
 
 def mixer_pattern(config: Mapping[str, Any], **given: Any) -> tuple[MakeMixer, ...]:
@@ -28,8 +31,8 @@ def mixer_pattern(config: Mapping[str, Any], **given: Any) -> tuple[MakeMixer, .
     Raises:
       UsageError: an unknown kind or option, or a pattern that cannot be read.
     """
-    shared = {k: v for k, v in config.items() if k != "kind" and not isinstance(v, Mapping)}
-    own = {k: v for k, v in config.items() if isinstance(v, Mapping)}
+    shared = {k: v for k, v in config.items() if k != "kind" and not isinstance(v, NESTED)}
+    own = {k: v for k, v in config.items() if isinstance(v, NESTED)}
     kinds: list[str] = []
     for term in str(config.get("kind", "")).split(":"):
         count, kind = re.fullmatch(r"\s*(\d*)\s*(.*?)\s*", term, re.DOTALL).groups()  # type: ignore[union-attr]  # matches anything

@@ -20,11 +20,27 @@ DIM, HEADS, WINDOW, NEAR = 32, 2, 16, 0.02
 CASES: dict[str, Any] = {
     "softmax": MIXERS["softmax"](embed_dim=DIM, num_heads=HEADS),
     "softmax window": MIXERS["softmax"](embed_dim=DIM, num_heads=HEADS, window=WINDOW),
+    "sparsek": MIXERS["sparsek"](embed_dim=DIM, num_heads=HEADS, num_keys=8, window=WINDOW),
+    "softmax, forgetting": MIXERS["softmax"](embed_dim=DIM, num_heads=HEADS, forget_gate=True),
+    "native_sparse": MIXERS["native_sparse"](embed_dim=DIM, num_heads=4, block_size=16, num_blocks=4, window=WINDOW),
     "linear": MIXERS["linear"](embed_dim=DIM, num_heads=HEADS),
     "linear, learned decay": MIXERS["linear"](embed_dim=DIM, num_heads=HEADS, decay="learned", normalize=False),
     "convolution": MIXERS["convolution"](embed_dim=DIM, width=4),
+    "fnet": MIXERS["fnet"](embed_dim=DIM, num_samples=4, stride=2),
+    "aft": MIXERS["aft"](embed_dim=DIM),
+    "aft, local": MIXERS["aft"](embed_dim=DIM, variant="local", window=5, num_rows=4096),
+    "hrrformer": MIXERS["hrrformer"](embed_dim=DIM, num_heads=HEADS),
+    "linformer": MIXERS["linformer"](embed_dim=DIM, num_heads=HEADS, rank=8, num_rows=4096),
+    "lightweight_convolution": MIXERS["lightweight_convolution"](embed_dim=DIM, num_heads=HEADS),
+    "lightweight_convolution, dynamic": MIXERS["lightweight_convolution"](embed_dim=DIM, num_heads=HEADS, dynamic=True),
+    "neighborhood": MIXERS["neighborhood"](embed_dim=DIM, num_heads=HEADS, kernel_size=5, grid=(4096,)),
+    "axial": MIXERS["axial"](embed_dim=DIM, num_heads=HEADS, grid=(64,)),
+    "lightnet": MIXERS["lightnet"](embed_dim=DIM, num_heads=HEADS),
+    "vision_retention": MIXERS["vision_retention"](embed_dim=DIM, num_heads=HEADS, line_length=8),
 }
-LINEAR = ("linear", "linear, learned decay", "convolution")
+LINEAR = ("linear", "linear, learned decay", "convolution", "neighborhood", "lightnet", "vision_retention")
+LINEAR += ("aft", "aft, local", "fnet", "lightweight_convolution", "lightweight_convolution, dynamic")
+LINEAR_BOTH_WAYS = ("hrrformer", "linformer")
 
 
 def tokens(length: int, first: int = 0) -> Tokens:
@@ -60,7 +76,7 @@ def test_every_mixer_has_a_row() -> None:
 
 
 @pytest.mark.parametrize("function", [mix, mix_and_differentiate])
-@pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.parametrize("name", [*LINEAR, *LINEAR_BOTH_WAYS])
 def test_flops_of_linear_mixers_have_slope_one(name: str, function: Any) -> None:
     count = functools.cache(lambda n: flops(functools.partial(function, name), params_of(name), sequence(n)))
     assert slope(count, 256) == pytest.approx(1, abs=NEAR)
@@ -80,7 +96,7 @@ def test_flops_of_the_core_of_softmax_attention_have_slope_two(differentiated: b
     assert whole(1024) > 3 * whole(512)  # with its projections: between slope one and two
 
 
-@pytest.mark.parametrize(("name", "power"), [("softmax", 2), *((name, 1) for name in LINEAR)])
+@pytest.mark.parametrize(("name", "power"), [("softmax", 2), *((name, 1) for name in (*LINEAR, *LINEAR_BOTH_WAYS))])
 def test_temporary_memory_grows_as_the_flops_do(name: str, power: int) -> None:
     """Of the compiled program; what the compiler lays over one another differs a little from length to length."""
 

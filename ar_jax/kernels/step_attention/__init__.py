@@ -10,13 +10,15 @@ from jax import Array
 
 from ar_jax.kernels.dispatch import choose_form, on_each_device
 from ar_jax.kernels.step_attention.merge import merge
+from ar_jax.kernels.step_attention.pallas_gpu import pallas_gpu
+from ar_jax.kernels.step_attention.pallas_tpu import pallas_tpu
 from ar_jax.kernels.step_attention.reference import reference
 from ar_jax.kernels.step_attention.visibility import Visibility, visibility
 from ar_jax.kernels.step_attention.xla import xla
 
 __all__ = ["FORMS", "Visibility", "merge", "step_attention", "visibility"]
 
-FORMS = {"reference": reference, "xla": xla}
+FORMS = {"reference": reference, "xla": xla, "pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}
 
 
 def step_attention(

@@ -1,0 +1,60 @@
+"""Official runs of LightNet, in flash-linear-attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ar_jax.interop.kinds import Arrays, Meta
+from ar_jax.interop.rules import linear, norm
+from ar_jax.interop.transfer import to_ours
+from ar_jax.mixers import MIXERS
+from ar_jax.mixers.protocol import NEVER, Tokens
+
+LINEARS = {
+    "q_proj": "query",
+    "k_proj": "key",
+    "v_proj": "value",
+    "g_proj.0": "gate_down",
+    "g_proj.1": "gate_up",
+    "o_proj": "out",
+}
+
+
+def replay(meta: Meta, weights: Arrays, inputs: Arrays) -> dict[str, Any]:
+    """The layer on a whole sequence, piece by piece, and with padding."""
+    config, x = meta["config"], jnp.asarray(inputs["in.x"])
+    mixer = MIXERS["lightnet"](
+        embed_dim=config["hidden_size"],
+        num_heads=config["num_heads"],
+        expand_ratio=config["expand_ratio"],
+        gate_dim=config["gate_low_rank_dim"],
+    )
+    batch, length, _ = x.shape
+    index = jnp.arange(length, dtype=jnp.int32)[None]
+    tokens = Tokens(index, index[..., None], length)
+    rules = [
+        [linear(there, here, bias=False) for there, here in LINEARS.items()],
+        norm("g_norm", "norm", bias=False),
+    ]
+    like = jax.eval_shape(lambda: mixer.init(jax.random.key(0), x, tokens))["params"]
+    params = {"params": jax.tree.map(jnp.asarray, to_ours(rules, weights, like).params)}
+    apply = jax.jit(mixer.apply)
+    y, memory = apply(params, x, tokens, mixer.init_state(batch, length, 1))
+    pieces, state = [], mixer.init_state(batch, length, 1)
+    cuts = [0, *range(config["prefill"], length + 1)]
+    for start, stop in zip(cuts, cuts[1:], strict=False):
+        piece = slice(start, stop)
+        out, state = apply(params, x[:, piece], tokens.part(piece), state)
+        pieces.append(out)
+    kept = jnp.asarray(inputs["in.mask"]) > 0
+    padded, _ = apply(params, x, tokens.replace(step=jnp.where(kept, index, NEVER), padded=True))
+    return {
+        "out.y": y,
+        "out.y_step": jnp.concatenate(pieces, axis=1),
+        "out.y_left_padded": jnp.where(kept[..., None], padded, 0),  # what padding reads is of no account
+        "out.state": memory.values,
+        "out.z": memory.log_total[:, None],
+    }

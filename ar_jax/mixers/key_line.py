@@ -1,0 +1,76 @@
+"""Keys and values in a line: the remembered tokens in time order, without gaps, for mixers that read by index."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from ar_jax.mixers.protocol import Tokens, segment_starts, take, time_order
+
+
+@struct.dataclass
+class KeyLine:
+    """Keys and values of the remembered tokens, the first at place 0.
+
+    Attributes:
+      k: [B, S, K, H].
+      v: [B, S, K, H].
+      count: [B] int32, how many there are.
+    """
+
+    k: Array
+    v: Array
+    count: Array
+
+
+@struct.dataclass
+class Reach:
+    """Between which places of the line each token reads.
+
+    Attributes:
+      first: [B, T] int32, where its segment begins.
+      limit: [B, T] int32, behind the last token that it reads: itself, or, if it leaves no trace, the one before.
+      place: [B, T] int32, where it stands; the size of the line where it leaves no trace.
+    """
+
+    first: Array
+    limit: Array
+    place: Array
+
+
+def empty_line(batch_size: int, size: int, heads: int, head_dim: int, dtype: Any) -> KeyLine:
+    """A line with room for `size` tokens."""
+    zeros = jnp.zeros((batch_size, size, heads, head_dim), dtype)
+    return KeyLine(zeros, jnp.zeros_like(zeros), jnp.zeros(batch_size, jnp.int32))
+
+
+def in_time(arrays: Any, tokens: Tokens) -> tuple[Any, Array | None, Array | None, Any]:
+    """Arrays [B, T, ...] in time order; which tokens leave a trace; which begin a segment; and the way back.
+
+    See `in_time_order`: None stands for all, and for none.
+    """
+    segment = tokens.segment
+    if tokens.num_remembered == tokens.step.shape[1] and not tokens.padded:
+        return arrays, None, None if segment is None else segment_starts(segment), lambda a: a
+    forward, backward, writes = time_order(tokens)
+    starts = None if segment is None else segment_starts(take(segment, forward))
+    return jax.tree.map(lambda a: take(a, forward), arrays), writes, starts, lambda a: take(a, backward)
+
+
+def extended(line: KeyLine, k: Array, v: Array, writes: Array | None, starts: Array | None) -> tuple[KeyLine, Reach]:
+    """The line with further tokens, [B, T, K, H] in time order, and what each of them reads of it."""
+    (batch, length), size = k.shape[:2], line.k.shape[1]
+    written = jnp.ones((batch, length), jnp.int32) if writes is None else writes.astype(jnp.int32)
+    written = jnp.broadcast_to(written, (batch, length))
+    own = line.count[:, None] + jnp.cumsum(written, axis=1) - written
+    place = jnp.where(written > 0, own, size)
+    first = jnp.zeros_like(own)
+    if starts is not None:
+        first = jax.lax.cummax(jnp.where(starts, own, 0), axis=1)
+    write = jax.vmap(lambda a, i, new: a.at[i].set(new.astype(a.dtype), mode="drop"))
+    count = line.count + written.sum(axis=1)
+    return KeyLine(write(line.k, place, k), write(line.v, place, v), count), Reach(first, own + written, place)

@@ -1,0 +1,1 @@
+"""Vision backbones: images to features on grids, stage by stage. Their mixers read grids [B, H, W, C], never sequences."""
