@@ -25,6 +25,7 @@ from ar_jax.feeds.protocol import BLANK, Feed
 from ar_jax.heads import HEADS
 from ar_jax.heads.protocol import Head, Sampling
 from ar_jax.mixers import MIXERS
+from ar_jax.mixers.statistics import changes, is_statistic
 from ar_jax.models.autoregressive import Autoregressive
 from ar_jax.models.build import build_generator
 from ar_jax.models.conditioning import CONDITIONERS, Condition, Conditioner, NoCondition
@@ -39,6 +40,7 @@ from ar_jax.sampling.likelihood import log_prob
 from ar_jax.sampling.loop import Given, NoiseOfStep, drawn_from, generate
 from ar_jax.tokenizers import TOKENIZERS
 from ar_jax.tokenizers.protocol import Tokenizer
+from ar_jax.training.paths import named_leaves, with_leaves
 
 Params = Any
 SECTIONS = {
@@ -126,8 +128,9 @@ class System:
         return self.model.init(key) | {"tokenizer": self.tokenizer.init(key)}
 
     def frozen(self, name: str) -> bool:
-        """See Task: the tokenizer is not trained here."""
-        return name.startswith("tokenizer/")
+        """See Task: the tokenizer is not trained here, and statistics are measured."""
+        by_objective = getattr(self.objective, "frozen", None)
+        return name.startswith("tokenizer/") or is_statistic(name) or bool(by_objective and by_objective(name))
 
     def loss(
         self, params: Params, batch: Mapping[str, Array], key: Array, progress: Array
@@ -135,8 +138,16 @@ class System:
         """The objective's loss of a batch of data; see `Objective` and `Task`."""
         encode_key, key = jax.random.split(key)
         values = self.tokens_of(params, batch, encode_key)
-        loss, metrics = self.objective(self.model, params, values, self.condition_of(batch), key, progress)
-        return loss, metrics, {}
+        condition = self.condition_of(batch)
+        measured = {name: leaf for name, leaf in named_leaves(params).items() if is_statistic(name)}
+        if not measured:
+            return *self.objective(self.model, params, values, condition, key, progress), {}
+
+        def loss_of(statistics: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+            return self.objective(self.model, with_leaves(params, statistics), values, condition, key, progress)
+
+        (loss, metrics), moved = changes(loss_of, measured)
+        return loss, metrics, {name: leaf + moved[name] for name, leaf in measured.items()}
 
     def tokens_of(self, params: Params, batch: Mapping[str, Array], key: Array | None = None) -> Array:
         """The tokens of a batch of data, or those that it already holds; drawn with the key where they are random."""

@@ -40,6 +40,14 @@ MIXERS: dict[str, dict[str, Any]] = {
     "aft, local, whole": dict(kind="aft", variant="local", window=2, causal=False),
     "aft, conv": dict(kind="aft", variant="conv", window=3, num_heads=2, use_bias=True),
     "aft, conv, whole": dict(kind="aft", variant="conv", window=2, num_heads=2, filter_norm=False, causal=False),
+    "chela": dict(kind="chela", num_heads=2, z_dim=4, v_dim=6, short_width=2, long_width=4, chunk_size=4),
+    "gss": dict(kind="gss", state_dim=3, dss_dim=5, gate_dim=8),
+    "mega": dict(kind="mega", z_dim=4, v_dim=6, ema_dim=2),
+    "mega, chunks, laplace, rotary": dict(
+        kind="mega", z_dim=4, v_dim=6, ema_dim=2, attention="laplace", chunk_size=3, bias="rotary", norm="layer"
+    ),
+    "mega, both ways": dict(kind="mega", z_dim=4, v_dim=6, ema_dim=2, attention="relu2", causal=False, truncation=3),
+    "mega, both ways, chunks": dict(kind="mega", z_dim=4, v_dim=6, ema_dim=2, chunk_size=4, causal=False),
     "hrrformer": dict(kind="hrrformer", num_heads=2),
     "linformer": dict(kind="linformer", num_heads=2, rank=3),
     "linformer, per head, multi-query": dict(kind="linformer", num_heads=2, num_kv_heads=1, rank=2, share_heads=False),
@@ -54,11 +62,24 @@ MIXERS: dict[str, dict[str, Any]] = {
     "lightweight_convolution, dynamic, centred": dict(
         kind="lightweight_convolution", num_heads=2, width=4, causal=False, dynamic=True, filter_bias=True
     ),
+    "loki": dict(kind="loki", num_heads=4, num_kv_heads=2, num_keys=3, rank=2),
+    "multiresolution": dict(kind="multiresolution", num_heads=2, num_blocks=16, block_size=4),
     "native_sparse": dict(kind="native_sparse", num_heads=4, num_kv_heads=2, block_size=2, num_blocks=3, window=2),
+    "routing": dict(kind="routing", num_heads=2, local_heads=1, num_clusters=2, window=3, local_window=2),
+    "routing, shared": dict(kind="routing", num_heads=2, local_heads=0, num_clusters=3, window=2, shared=True),
+    "routing, both ways": dict(
+        kind="routing", num_heads=2, local_heads=1, num_clusters=2, window=9, num_memory=1, causal=False
+    ),
+    "seer_attention": dict(kind="seer_attention", num_heads=4, num_kv_heads=2, num_blocks=2, block_size=2),
+    "seer_attention, by threshold": dict(
+        kind="seer_attention", num_heads=2, num_blocks=4, block_size=2, threshold=0.3, groups="average_project"
+    ),
+    "seer_attention, dense": dict(kind="seer_attention", num_heads=2, block_size=3, gate_norm=True, dense=True),
     "sparsek": dict(kind="sparsek", num_heads=4, num_kv_heads=2, num_keys=2, window=1, position_slope=0.01),
     "sparsek, straight-through": dict(
-        kind="sparsek", num_heads=2, num_keys=2, capacity=2, window=2, gates="straight_through", gate_keys=False
+        kind="sparsek", num_heads=2, num_keys=2, capacity=3, window=2, gates="straight_through", gate_keys=False
     ),
+    "subsampled": dict(kind="subsampled", num_heads=4, num_kv_heads=2, window=2, spread=1.0),
     "neighborhood": dict(kind="neighborhood", num_heads=2, kernel_size=2),
     "neighborhood, strided, dilated, biased": dict(
         kind="neighborhood", num_heads=2, kernel_size=2, stride=2, dilation=(1, 2), relative_bias=True
@@ -70,6 +91,7 @@ MIXERS: dict[str, dict[str, Any]] = {
     "vision_retention, one dimension": dict(kind="vision_retention", num_heads=2, dimensions=1, chunk_size=4),
     "lightnet": dict(kind="lightnet", num_heads=2, expand_ratio=4),
     "lightnet, turned": dict(kind="lightnet", num_heads=2, expand_ratio=3, rotation="cosine"),
+    "toeplitz": dict(kind="toeplitz", num_heads=2),
     "lightnet, both ways": dict(kind="lightnet", num_heads=2, expand_ratio=3, rotation="cosine", causal=False),
     "hybrid": dict(
         kind="linear : convolution : softmax", linear=dict(num_heads=2), softmax=dict(num_heads=2, window=4)

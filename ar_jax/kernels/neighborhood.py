@@ -75,6 +75,8 @@ class Neighborhood:
         """
         if tile is None:
             return np.arange(math.prod(self.grid)), np.ones(math.prod(self.grid), bool)
+        places: Any
+        real: Any
         places, real, split = np.zeros((), int), np.ones((), bool), list[int]()
         for length, dilation, size in zip(self.grid, self.dilation, tile, strict=True):
             groups = [np.arange(g, length, dilation) for g in range(min(dilation, length))]
@@ -90,7 +92,7 @@ class Neighborhood:
         """Who reads whom as arguments of `step_attention`, with queries and keys in the order of these tiles."""
         (queries, _), (keys, real) = self.order(query_tile), self.order(key_tile)
         query, key = (np.unravel_index(places, self.grid) for places in (queries, keys))
-        centre, index, reach = [], [], list[tuple[int, int]]()
+        centre, index, reach = list[Any](), list[Any](), list[tuple[int, int]]()
         query_group, key_group = np.zeros(len(queries), int), np.zeros(len(keys), int)
         for axis, dilation in enumerate(self.dilation):
             group, first, last = self.window(axis, np.asarray(query[axis]))
@@ -115,7 +117,8 @@ class Neighborhood:
         """Who reads whom, as the forms of `step_attention` take it."""
         bounds = self.bounds(query_tile, key_tile)
         reach = bounds.pop("reach")
-        return visibility(**{name: jnp.asarray(a)[None] for name, a in bounds.items()}, reach=reach)
+        arrays: dict[str, Any] = {name: jnp.asarray(a)[None] for name, a in bounds.items()}
+        return visibility(**arrays, reach=reach)
 
 
 def neighborhood_attention(

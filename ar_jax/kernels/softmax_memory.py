@@ -7,8 +7,10 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from ar_jax.kernels.linear_attention import linear_attention
+
 NOTHING = -1e30  # the log of what has not been written: finite, so that differences are
-CHUNK = 16  # tokens among which pairs are compared channel by channel
+FORGOTTEN = -200.0  # nats: nothing is left of what decays by so much
 
 
 @struct.dataclass
@@ -57,43 +59,32 @@ def softmax_memory(
     Returns:
       o [B, T, N, E] in v's dtype, and the memory after the last token.
 
-    Cost: O(B T N H (E + CHUNK)) FLOPs; the memory does not grow with T.
+    Cost: O(B T N H E) FLOPs; the memory does not grow with T.
     """
-    batch, length, heads, key_dim = q.shape
-    chunk, pad = min(CHUNK, length), -length % min(CHUNK, length)
-    before = empty_memory(batch, heads, key_dim, v.shape[-1]) if memory is None else memory
-    run = jnp.zeros((1, length), jnp.int32) if starts is None else jnp.cumsum(starts.astype(jnp.int32), axis=1)
-    run = jnp.broadcast_to(run, (batch, length))
-    amount = jnp.ones_like(q) if amount is None else amount
-
-    def split(a: Array, value: float = 0) -> Array:
-        a = jnp.pad(a, [(0, 0), (0, pad)] + [(0, 0)] * (a.ndim - 2), constant_values=value)
-        return jnp.moveaxis(a.reshape(batch, -1, chunk, *a.shape[2:]), 1, 0)
-
-    last = jnp.pad(run, ((0, 0), (0, pad)), "edge").reshape(batch, -1, chunk)
-    inputs = (split(q), split(log_k.astype(jnp.float32), NOTHING), split(v), split(amount), jnp.moveaxis(last, 1, 0))
-    (after, _), out = jax.lax.scan(_one_chunk, (before, jnp.zeros(batch, jnp.int32)), inputs)
-    return jnp.moveaxis(out, 0, 1).reshape(batch, -1, heads, v.shape[-1])[:, :length].astype(v.dtype), after
+    batch, _, heads, key_dim = q.shape
+    memory = empty_memory(batch, heads, key_dim, v.shape[-1]) if memory is None else memory
+    log_k = jnp.maximum(log_k.astype(jnp.float32), NOTHING)
+    log_total, before = _running_total(log_k, starts, memory.log_total)
+    k = jnp.where(log_k > NOTHING / 2, jnp.exp(jnp.minimum(log_k - log_total, 0)), 0)
+    k = k if amount is None else k * amount.astype(jnp.float32)
+    fade = jnp.maximum(jnp.where(before > NOTHING / 2, jnp.minimum(before - log_total, 0), 0), FORGOTTEN)
+    if starts is not None:
+        fade = jnp.where(starts[..., None, None], FORGOTTEN, fade)
+    out, values = linear_attention(q, k.astype(q.dtype), v, log_decay=fade, initial_state=memory.values)
+    return out, Memory(values, log_total[:, -1])
 
 
-def _one_chunk(carry: tuple[Memory, Array], inputs: tuple[Array, ...]) -> tuple[tuple[Memory, Array], Array]:
-    """Pairs inside a chunk one by one, what came before it through the memory."""
-    memory, run_before = carry
-    q, log_k, v, amount, run = inputs  # [B, C, N, .], run [B, C]: which stretch between forgettings
-    carried = (run == run_before[:, None])[..., None, None]
-    past = jnp.where(carried, memory.log_total[:, None], NOTHING)  # [B, C, N, H]
-    seen = jnp.tril(jnp.ones((q.shape[1],) * 2, bool))[None] & (run[:, :, None] == run[:, None, :])  # [B, C, C]
-    pairs = jnp.where(seen[..., None, None], log_k[:, None], NOTHING)  # [B, t, s, N, H]
-    log_total = jax.nn.logsumexp(jnp.concatenate([past[:, :, None], pairs], axis=2), axis=2)
-    log_total = jnp.maximum(log_total, NOTHING)
-    weights = jnp.where(pairs > NOTHING / 2, jnp.exp(jnp.minimum(pairs - log_total[:, :, None], 0)), 0)
-    fade = jnp.where(past > NOTHING / 2, jnp.exp(jnp.minimum(past - log_total, 0)), 0)
-    q, keys = q.astype(jnp.float32), weights * amount.astype(jnp.float32)[:, None]
-    scores = jnp.einsum("btnh,btsnh->btsn", q, keys)
-    values = v.astype(jnp.float32)
-    out = jnp.einsum("btsn,bsne->btne", scores, values) + jnp.einsum("btnh,bnhe->btne", q * fade, memory.values)
-    written = jnp.einsum("bsnh,bsne->bnhe", keys[:, -1], values)
-    return (Memory(fade[:, -1][..., None] * memory.values + written, log_total[:, -1]), run[:, -1]), out
+def _running_total(log_k: Array, starts: Array | None, before: Array) -> tuple[Array, Array]:
+    """The log of the sum up to each token and up to the one before it, [B, T, N, H]; a token that starts begins anew."""
+    first = jnp.zeros((1, log_k.shape[1]), bool) if starts is None else starts
+    first = jnp.broadcast_to(first[..., None, None], (*log_k.shape[:2], 1, 1))
+
+    def add(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+        return jnp.where(b[1], b[0], jnp.logaddexp(a[0], b[0])), a[1] | b[1]
+
+    sums, anew = jax.lax.associative_scan(add, (log_k, first), axis=1)
+    total = jnp.where(anew, sums, jnp.logaddexp(before[:, None], sums))
+    return total, jnp.concatenate([before[:, None], total[:, :-1]], axis=1)
 
 
 def softmax_mean(q: Array, log_k: Array, v: Array, amount: Array | None = None) -> Array:

@@ -95,8 +95,8 @@ class AFT(nn.Module):
                 return {"bias": (rows, rows)}
             return {"query_factor": (rows, self.bias_rank), "key_factor": (rows, self.bias_rank)}
         if self.variant == "conv":
-            gain = {"gain": (self.num_heads,), "offset": (self.num_heads,)} if self.filter_norm else {}
-            return {"bias": (taps, self.num_heads)} | gain
+            learned = ("gain", "offset") if self.filter_norm else ()
+            return {"bias": (taps, self.num_heads), **dict.fromkeys(learned, (self.num_heads,))}
         return {"bias": (rows, taps)} if self.variant == "local" else {}
 
     @nn.nowrap
@@ -152,7 +152,7 @@ class AFT(nn.Module):
 
     def _of_whole(self, terms: Array, tokens: Tokens) -> Array:
         """Sums over a whole sequence in the order of its places, [B, T, 2 C]."""
-        row = tokens.row
+        row = jnp.asarray(tokens.row)
         if self.variant == "full":
             weights = jnp.exp(self._pairs(row, row))
             if tokens.segment is not None:

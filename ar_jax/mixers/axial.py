@@ -65,7 +65,7 @@ class Axial(nn.Module):
         self, x: Array, tokens: Tokens, state: tuple[Places, ...] | None = None
     ) -> tuple[Array, tuple[Places, ...] | None]:
         """See Mixer."""
-        outs, after = [], []
+        outs, after = list[Array](), list[Any]()
         for axis, line in enumerate(self.lines):
             out, new = line(x, tokens, None if state is None else state[axis])
             outs.append(out)

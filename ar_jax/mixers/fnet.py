@@ -122,7 +122,7 @@ def transform_of_segments(x: Array, tokens: Tokens) -> tuple[Array, Array]:
 
     Each has a matrix of its own: O(B T^2) numbers, where one sequence needs none.
     """
-    segment = tokens.segment
+    segment = jnp.asarray(tokens.segment)
     index = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
     start = jax.lax.cummax(jnp.where(segment_starts(segment), index, 0), axis=1)
     place = index - start

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ar_jax.mixers.line import present, stands_behind
+from ar_jax.mixers.line import line_index, present, stands_behind
 from ar_jax.mixers.protocol import Tokens, segment_starts, take
+from ar_jax.mixers.short_convolution import Ring, last_values
 
 STEPWISE = 4  # pieces so short are walked token by token; longer ones are transformed
 
@@ -107,3 +108,27 @@ def _transformed(
     equation = "btc,tn->bcn" if len(log_decay) == 1 else "btc,tcn->bcn"
     new = jnp.einsum(equation, line.astype(weight.dtype), backwards[:, 0] if len(log_decay) == 1 else backwards)
     return out + faded[:, 1 : n + 1], ahead + faded[:, 1:], decayed[n][None] * before + new
+
+
+def finite_convolution(values: Array, filters: Array, tokens: Tokens, before: Ring | None) -> tuple[Array, Ring | None]:
+    """`short_convolution` with long filters: whole sequences by Fourier transforms, pieces tap by tap.
+
+    Args:
+      values: [B, T, C], as fed.
+      filters: [width, C], the present token's first.
+      tokens: when and where they are.
+      before: the state before them; None for a whole sequence.
+
+    Returns:
+      [B, T, C] float32, and the state after them.
+    """
+    width, length = len(filters), values.shape[1]
+    filters = filters.astype(jnp.float32)
+    if before is None and tokens.segment is None and tokens.num_remembered == length:
+        kernel = jnp.pad(filters[:length], ((0, max(length - width, 0)), (0, 0)))
+        return convolve(present(values.astype(jnp.float32), tokens), kernel), None
+    index = line_index(tokens, 0 if before is None else before.count)
+    taps, after = last_values(values, width, tokens, before)
+    own = jnp.arange(width)[None, None] <= index[..., None]  # what is further away is of another segment
+    taps = jnp.where(own[..., None], taps.astype(jnp.float32), 0)
+    return jnp.einsum("btwc,wc->btc", taps, filters), after

@@ -91,7 +91,7 @@ class Mega(nn.Module):
         self.average = self._average()
         self.value, self.gate = dense(self.value_dim), dense(self.value_dim)
         self.shared, self.update, self.hidden = dense(self.z_dim), dense(self.embed_dim), dense(self.embed_dim)
-        self.out = dense(self.embed_dim, use_bias=False)
+        self.out = dense(self.embed_dim)
         small = nn.initializers.normal(0.02)
         self.scales = self.param("scales", small, (2, self.z_dim), self.param_dtype)
         self.offsets = self.param("offsets", nn.initializers.zeros, (2, self.z_dim), self.param_dtype)
@@ -123,7 +123,7 @@ class Mega(nn.Module):
         """See Mixer: the average, and keys and values of a chunk or, without chunks, of all tokens."""
         if not self.causal:
             return ()
-        width = self.z_dim + self.value_dim
+        width = self.z_dim + self.value_dim + 1
         average = self._average().clone(parent=None).init_state(batch_size)
         if self.chunk_size:
             return MegaState(average, empty_ring(batch_size, self.chunk_size, width, self.dtype))
@@ -131,20 +131,23 @@ class Mega(nn.Module):
 
     def __call__(self, x: Array, tokens: Tokens, state: Any = None) -> tuple[Array, Any]:
         """See Mixer. Tokens of one step read each other in the order they are fed; a query reads itself, too."""
+        out, _, after = self.parts(x, tokens, state)
+        return out, after
+
+    def parts(self, x: Array, tokens: Tokens, state: Any = None) -> tuple[Array, tuple[Array, Array], Any]:
+        """Outputs, what they are made of (the average [B, T, D] and the weights of attention), and the state."""
         x = x.astype(self.dtype)
         normed = x if self.norm == "none" else self.own_norm(x)
         remembered = state if isinstance(state, MegaState) else MegaState(None, None)
         averaged, average = self.average(normed, tokens, remembered.average)
         averaged = nn.silu(averaged).astype(self.dtype)
-        self.sow("intermediates", "average", averaged)
-        shared = nn.silu(self.shared(averaged))[:, :, None]
-        q, k = jnp.moveaxis(shared * self.scales[None, None] + self.offsets[None, None], 2, 0).astype(self.dtype)
+        shared = nn.silu(self.shared(averaged))
+        q, k = ((shared * self.scales[i][None, None] + self.offsets[i][None, None]).astype(self.dtype) for i in (0, 1))
         head = Head(self.attention, self.chunk_size, self.causal, self._bias)
         read, weights, entries = attend(head, q, k, nn.silu(self.value(normed)), tokens, remembered.entries)
-        self.sow("intermediates", "weights", weights)
         hidden = nn.silu(self.hidden(averaged) + self.out(read * nn.silu(self.gate(averaged))))
         out = nn.sigmoid(self.update(averaged)) * (hidden - x)
-        return out, MegaState(average, entries) if isinstance(state, MegaState) else state
+        return out, (averaged, weights), MegaState(average, entries) if isinstance(state, MegaState) else state
 
     def _bias(self, distance: Array) -> Array:
         """Of keys so many tokens before their query, float32 in the shape of the distances."""

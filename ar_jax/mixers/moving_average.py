@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
@@ -62,9 +63,9 @@ class MovingAverage(nn.Module):
 
     def _both_ways(self, x: Array, tokens: Tokens) -> Array:
         tokens = dataclasses.replace(tokens, num_remembered=x.shape[1])
-        back = {name: None if a is None else a[:, ::-1] for name, a in _arrays(tokens).items()}
+        reversed_tokens = jax.tree.map(lambda a: a[:, ::-1], tokens)
         there, _ = self._one_way(0, x, tokens, None)
-        here, _ = self._one_way(1, x[:, ::-1], dataclasses.replace(tokens, **back), None)
+        here, _ = self._one_way(1, x[:, ::-1], reversed_tokens, None)
         return there + here[:, ::-1]
 
     def _one_way(self, direction: int, x: Array, tokens: Tokens, state: Any) -> tuple[Array, Any]:
@@ -75,10 +76,6 @@ class MovingAverage(nn.Module):
         if self.truncation:
             return short_convolution(x, powers(log_decay, weight, self.truncation), tokens, state)
         return long_convolution(x, log_decay, weight, tokens, state)
-
-
-def _arrays(tokens: Tokens) -> dict[str, Array | None]:
-    return {name: getattr(tokens, name) for name in ("step", "position", "row", "segment")}
 
 
 def _start(name: str, deviation: float) -> Any:

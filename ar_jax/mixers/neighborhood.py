@@ -16,7 +16,7 @@ from ar_jax.config import UsageError
 from ar_jax.kernels import neighborhood as kernel
 from ar_jax.kernels.dense import Dense
 from ar_jax.kernels.step_attention import step_attention
-from ar_jax.mixers.places import Places, empty_places, find, find_in_segment, gather, slots
+from ar_jax.mixers.places import Places, empty_places, read
 from ar_jax.mixers.protocol import NEVER, Tokens, merge_heads, split_heads
 
 
@@ -106,22 +106,9 @@ class Neighborhood(nn.Module):
 
     def __call__(self, x: Array, tokens: Tokens, state: Places | None = None) -> tuple[Array, Places | None]:
         """See Mixer. Each token gathers the few keys that it may read."""
-        if state is not None and tokens.segment is not None:
-            raise ValueError("packed segments are fed whole, without a state")
-        n = tokens.num_remembered
         q, k, v = self._heads(x)
-        at, count = slots(tokens, self.grid, self.num_prefix), self.num_prefix + math.prod(self.grid)
         window, inside, offset = self._window(tokens.position)
-        if state is not None:
-            state = state.put(at[:, :n], k[:, :n], v[:, :n], tokens.step[:, :n])
-            k, v, step = (gather(a, window) for a in (state.k, state.v, state.step))
-        else:
-            if tokens.segment is None:
-                index, found = find(window, at[:, :n], count)
-            else:
-                index, found = find_in_segment(window, tokens.segment, at[:, :n], tokens.segment[:, :n], count)
-            k, v = (gather(a[:, :n], index) for a in (k, v))
-            step = jnp.where(found, gather(tokens.step[:, :n], index), NEVER)
+        k, v, step, state = read(window, k, v, tokens, self.grid, self.num_prefix, state)
         out = self._attend(q, k, v, tokens.step, jnp.where(inside, step, NEVER), offset)
         return self.out(merge_heads(out)), state
 

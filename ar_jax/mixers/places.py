@@ -104,3 +104,41 @@ def gather(a: Array, index: Array) -> Array:
         a = jnp.broadcast_to(a, (len(index), *a.shape[1:]))
     flat = take(a, index.reshape(len(index), -1))
     return flat.reshape(len(a), *index.shape[1:], *a.shape[2:])
+
+
+def read(
+    window: Array,
+    k: Array,
+    v: Array,
+    tokens: Tokens,
+    grid: tuple[int, ...],
+    num_prefix: int,
+    state: Places | None,
+) -> tuple[Array, Array, Array, Places | None]:
+    """What tokens find at the places that they look at.
+
+    Args:
+      window: [B or 1, T, W] slots that each token looks at.
+      k: [B, T, K, H] keys of the tokens; those that are remembered are put where they belong first.
+      v: [B, T, K, E] values.
+      tokens: when and where they are.
+      grid: the length of each axis.
+      num_prefix: slots before the grid's.
+      state: the places so far; None for a whole sequence.
+
+    Returns:
+      Keys and values [B, T, W, K, .], the steps [B or 1, T, W] of the tokens found, NEVER where there is none, and the
+      places after these tokens.
+    """
+    if state is not None and tokens.segment is not None:
+        raise ValueError("packed segments are fed whole, without a state")
+    n, at, count = tokens.num_remembered, slots(tokens, grid, num_prefix), num_prefix + math.prod(grid)
+    if state is not None:
+        state = state.put(at[:, :n], k[:, :n], v[:, :n], tokens.step[:, :n])
+        return gather(state.k, window), gather(state.v, window), gather(state.step, window), state
+    if tokens.segment is None:
+        index, found = find(window, at[:, :n], count)
+    else:
+        index, found = find_in_segment(window, tokens.segment, at[:, :n], tokens.segment[:, :n], count)
+    step = jnp.where(found, gather(tokens.step[:, :n], index), NEVER)
+    return gather(k[:, :n], index), gather(v[:, :n], index), step, None

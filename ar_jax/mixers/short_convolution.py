@@ -50,9 +50,7 @@ def short_convolution(
     channels, reach = values.shape[-1], (width - 1) * dilation
     filters = jnp.repeat(filters, channels // groups, axis=-1) if filters.ndim == 2 else filters
     values = present(values, tokens)
-    ring = empty_ring(len(values), width, channels, values.dtype, dilation) if before is None else before
-    oldest_first = (ring.count + jnp.arange(reach)) % reach
-    line = jnp.concatenate([ring.values[:, oldest_first], values[:, :n]], axis=1)  # remembered token i at i + reach
+    line = _line(values[:, :n], reach, before)
     segment = None if tokens.segment is None else jnp.pad(tokens.segment[:, :n], ((0, 0), (reach, 0)), mode="edge")
 
     def weigh(j: int, piece: slice, past: Array) -> Array:
@@ -103,9 +101,42 @@ def centered_convolution(values: Array, filters: Array, lookahead: int, tokens: 
         weight = filters[j][None, None] if filters.ndim == 2 else filters[:, :, j]
         past = line[:, at]
         if segment is not None:
-            past = jnp.where((segment[:, at] == own)[..., None], past, 0)
+            past = jnp.where(jnp.equal(segment[:, at], own)[..., None], past, 0)
         mixed += jnp.repeat(weight, channels // groups, axis=-1).astype(past.dtype) * past
     return mixed
+
+
+def last_values(values: Array, width: int, tokens: Tokens, before: Ring | None) -> tuple[Array, Ring | None]:
+    """The values of each token and of the `width - 1` in front of it.
+
+    Args:
+      values: [B, T, C], as fed.
+      width: how many.
+      tokens: when and where they are; those of other segments are not told apart.
+      before: the state before them; None for a whole sequence.
+
+    Returns:
+      [B, T, width, C], the present token's first, zeros where there is none, and the state after them.
+    """
+    n, reach = tokens.num_remembered, width - 1
+    values = present(values, tokens)
+    line = _line(values[:, :n], reach, before)
+    place = jnp.arange(n, dtype=jnp.int32)[None] + reach
+    if n < values.shape[1]:
+        behind = stands_behind(tokens) + reach
+        place = jnp.concatenate([jnp.broadcast_to(place, (len(behind), n)), behind], axis=1)
+    ago = (place[..., None] - jnp.arange(1, width, dtype=jnp.int32)[None, None]).reshape(len(place), -1)
+    past = take(line, ago).reshape(*values.shape[:2], reach, -1)
+    after = None if before is None else _push(before, values[:, :n])
+    return jnp.concatenate([values[:, :, None], past], axis=2), after
+
+
+def _line(values: Array, reach: int, before: Ring | None) -> Array:
+    """What came before and remembered values [B, n, C], one behind the other: value i at place i + reach."""
+    if before is None:
+        return jnp.pad(values, ((0, 0), (reach, 0), (0, 0)))
+    oldest_first = (before.count + jnp.arange(reach)) % reach
+    return jnp.concatenate([before.values[:, oldest_first].astype(values.dtype), values], axis=1)
 
 
 def _push(ring: Ring, values: Array) -> Ring:

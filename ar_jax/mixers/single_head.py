@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from ar_jax.mixers.line import Line, line_index
+from ar_jax.mixers.line import Line, line_index, present
 from ar_jax.mixers.place_order import in_place_order
 from ar_jax.mixers.protocol import NEVER, Tokens
 from ar_jax.mixers.short_convolution import Ring, last_values
@@ -75,14 +75,13 @@ def attend(
     if not head.causal:
         out, weights = _in_places(head, q, k, v, tokens)
         return out, weights, state
-    entries = jnp.concatenate([k, v], axis=-1)
-    if not head.chunk_size:
-        return _in_line(head, q, entries, tokens, state)
-    plain = state is None and tokens.segment is None and not tokens.padded
-    if plain and tokens.num_remembered == q.shape[1]:
-        out, weights = _in_chunks(head, q, entries, jnp.ones((1, q.shape[1]), bool))
+    if state is None and tokens.segment is None and tokens.num_remembered == q.shape[1]:
+        out, weights = _in_chunks(head, q, jnp.concatenate([k, v], axis=-1), tokens.step < NEVER)
         return out, weights, None
-    return _in_taps(head, q, entries, tokens, state)
+    # The last channel tells where there is something to read: it is zero for padding.
+    entries = present(jnp.concatenate([k, v, jnp.ones_like(k[..., :1])], axis=-1), tokens)
+    read: Callable[..., tuple[Array, Array, Any]] = _in_taps if head.chunk_size else _in_line
+    return read(head, q, entries, tokens, state)
 
 
 def _read(weights: Array, v: Array) -> Array:
@@ -90,8 +89,8 @@ def _read(weights: Array, v: Array) -> Array:
 
 
 def _in_chunks(head: Head, q: Array, entries: Array, valid: Array) -> tuple[Array, Array]:
-    """A sequence cut into chunks; valid [B or 1, T] keys. Cost: O(T chunk_size)."""
-    (batch, length, width), size = q.shape, head.chunk_size
+    """A sequence cut into chunks, or in one piece; valid [B or 1, T] keys. Cost: O(T chunk_size)."""
+    (batch, length, width), size = q.shape, head.chunk_size or q.shape[1]
     count = -(-length // size)
 
     def cut(a: Array) -> Array:
@@ -109,23 +108,19 @@ def _in_chunks(head: Head, q: Array, entries: Array, valid: Array) -> tuple[Arra
 
 
 def _in_places(head: Head, q: Array, k: Array, v: Array, tokens: Tokens) -> tuple[Array, Array]:
-    """A whole sequence in the order of its places, which everything reads."""
+    """A whole sequence in the order of its places, which everything reads; O(T^2) only where several are packed."""
     kept: list[Array] = []
 
     def mix(joined: Array, there: Tokens) -> Array:
         q, entries = jnp.split(joined, [k.shape[-1]], axis=-1)
         valid = there.step < NEVER
-        if head.chunk_size and there.segment is None:
+        if there.segment is None:
             out, weights = _in_chunks(head, q, entries, valid)
         else:
-            whole = dataclasses.replace(there, num_remembered=q.shape[1])
-            index = line_index(whole)
-            visible = jnp.broadcast_to(valid[:, None, :], (len(valid), q.shape[1], q.shape[1]))
-            if there.segment is not None:
-                visible &= there.segment[:, None, :] == there.segment[:, :, None]
-            if head.chunk_size:
-                chunk = index // head.chunk_size
-                visible &= chunk[:, None, :] == chunk[:, :, None]
+            index = line_index(dataclasses.replace(there, num_remembered=q.shape[1]))
+            chunk = index // (head.chunk_size or q.shape[1])
+            visible = (chunk[:, None, :] == chunk[:, :, None]) & valid[:, None, :]
+            visible &= there.segment[:, None, :] == there.segment[:, :, None]
             keys, values = jnp.split(entries, [q.shape[-1]], axis=-1)
             distance = index[:, :, None] - index[:, None, :]
             weights = head.weights(jnp.einsum("btz,bsz->bts", q, keys), distance, visible)
@@ -149,18 +144,16 @@ def _in_line(
         state = state.append(entries[:, :n])
         known, key_index = state.values, jnp.arange(state.values.shape[1], dtype=jnp.int32)[None]
     distance = index[:, :, None] - key_index[:, None, :]
-    visible = distance > 0
+    visible = (distance > 0) & (known[..., -1] > 0)[:, None, :]
     if tokens.segment is not None:
         visible &= tokens.segment[:, None, :n] == tokens.segment[:, :, None]
-    if tokens.padded and state is None:
-        visible &= (tokens.step < NEVER)[:, None, :n]
     products = jnp.einsum("btz,bsz->bts", q, known[..., :width])
     own = (q * entries[..., :width]).sum(axis=-1, keepdims=True)
     # The own token stands last, for a query is none of those that are known.
     visible = jnp.concatenate([visible, jnp.ones_like(visible[..., :1])], axis=-1)
     distance = jnp.concatenate([distance, jnp.zeros_like(distance[..., :1])], axis=-1)
     weights = head.weights(jnp.concatenate([products, own], axis=-1), distance, visible)
-    read = _read(weights[..., :-1], known[..., width:]) + weights[..., -1:].astype(q.dtype) * entries[..., width:]
+    read = _read(weights[..., :-1], known[..., width:-1]) + weights[..., -1:].astype(q.dtype) * entries[..., width:-1]
     return read, weights, state
 
 
@@ -170,8 +163,8 @@ def _in_taps(
     """The own chunk so far, gathered for each token: for pieces, queries and packed segments. Cost: O(T chunk_size)."""
     size, width = head.chunk_size, q.shape[-1]
     index = line_index(tokens, 0 if state is None else state.count) % size
-    taps, state = last_values(entries, size, tokens, state)  # [B, T, size, Z + V], the own token's first
+    taps, state = last_values(entries, size, tokens, state)  # [B, T, size, Z + V + 1], the own token's first
     distance = jnp.arange(size, dtype=jnp.int32)[None, None]
-    visible = distance <= index[..., None]
+    visible = (distance <= index[..., None]) & (taps[..., -1] > 0)
     weights = head.weights(jnp.einsum("btz,btsz->bts", q, taps[..., :width]), distance, visible)
-    return jnp.einsum("bts,btsv->btv", weights.astype(q.dtype), taps[..., width:]), weights, state
+    return jnp.einsum("bts,btsv->btv", weights.astype(q.dtype), taps[..., width:-1]), weights, state

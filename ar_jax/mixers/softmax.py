@@ -210,13 +210,18 @@ class Softmax(nn.Module):
             log_forget = jnp.where((step < NEVER)[..., None], log_forget, 0)
         return forgotten(log_forget, step, *([] if tokens.segment is None else [tokens.segment[:, :n]]))
 
+    def queries(self, x: Array, tokens: Tokens) -> Array:
+        """The queries of tokens x [B, T, D], normalised and turned, [B, T, N, H]."""
+        q = self._normed(split_heads(self.query(x), self.num_heads), "query")
+        if self.rope_base:
+            q = rotate(q, tokens.position, self.rope_base, self.prefix_rotation == "zero")
+        return q
+
     def attend(self, x: Array, tokens: Tokens, readable: Cache) -> Array:
         """What tokens x [B, T, D] read in a cache, [B, T, D]."""
         if not self.window and tokens.num_readable is not None:  # reading what is still empty takes as long
             readable = readable.first(tokens.num_readable)
-        q = self._normed(split_heads(self.query(x), self.num_heads), "query")
-        if self.rope_base:
-            q = rotate(q, tokens.position, self.rope_base, self.prefix_rotation == "zero")
+        q = self.queries(x, tokens)
         bias = self.bias(tokens.position, readable.position) if self.bias_distance else None
         attend = functools.partial(step_attention, bias=bias)
         if self.forget_gate:

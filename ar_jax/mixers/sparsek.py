@@ -140,7 +140,9 @@ class SparseK(nn.Module):
         place = jnp.broadcast_to(jnp.where(writes, own, -1)[..., None], score.shape)
         new = {"k": k, "v": v, "score": score, "place": place}
         both = {
-            name: jnp.concatenate([getattr(pool, name), jnp.swapaxes(a, 1, 2).astype(getattr(pool, name).dtype)], axis=2)
+            name: jnp.concatenate(
+                [getattr(pool, name), jnp.swapaxes(a, 1, 2).astype(getattr(pool, name).dtype)], axis=2
+            )
             for name, a in new.items()
         }
         out = self._attend(q, both, first, own + writes)

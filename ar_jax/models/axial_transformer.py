@@ -76,7 +76,8 @@ class AxialTransformer(nn.Module):
     @nn.nowrap
     def check(self) -> None:
         """Raises UsageError for mixers, conditions or sizes that lines do not have."""
-        if len(self.mixers) > 1 or not (self.mixers[0]().reads_peers and self.mixers[0]().causal):
+        mixer: Any = self.mixers[0]()
+        if len(self.mixers) > 1 or not (mixer.reads_peers and mixer.causal):
             raise UsageError(
                 "config.model.kind='axial_transformer' needs one mixer that reads both ways inside a step, such as 'softmax'."
             )
@@ -133,17 +134,17 @@ class AxialTransformer(nn.Module):
             return self.norm(self._whole(x, tokens, deterministic)), None
         forward, backward, remembered = time_order(tokens)
         blocks = Unbound(self.mixers[0], self.options, self.variables["params"])
-        step = functools.partial(_one_token, blocks, self.init_state(len(x), self.width, 1).inner)
+        step: Any = functools.partial(_one_token, blocks, self.init_state(len(x), self.width, 1).inner)
         each = (jnp.swapaxes(take(x, forward), 0, 1), jnp.swapaxes(take(tokens.position, forward), 0, 1))
         if tokens.num_remembered in (0, x.shape[1]) and not tokens.padded:
             remembers = tokens.num_remembered > 0
-            state, out = jax.lax.scan(lambda state, fed: step(state, *fed, remembers), state, each)
+            state, out = jax.lax.scan(lambda carry, fed: step(carry, *fed, remembers), state, each)
         else:
             state, out = jax.lax.scan(
-                lambda state, fed: jax.lax.cond(
+                lambda carry, fed: jax.lax.cond(
                     fed[2],
-                    lambda: step(state, *fed[:2], True),
-                    lambda: step(state, *fed[:2], False),
+                    lambda: step(carry, *fed[:2], True),
+                    lambda: step(carry, *fed[:2], False),
                 ),
                 state,
                 (*each, remembered[0]),
@@ -170,7 +171,7 @@ class AxialTransformer(nn.Module):
         x = x + self.tell(take(told, rank))
         fed = jnp.arange(length)[None] < tokens.num_remembered
         step = jnp.where(remembered, rank, jnp.where(fed, NEVER, rank - 1))
-        inside = tokens.replace(step=step, segment=rank // width)
+        inside = dataclasses.replace(tokens, step=step, segment=rank // width)
         for block in self.inner:
             x, _ = block(x, inside, None, None, deterministic)
         return x
@@ -232,7 +233,8 @@ def _one_token(
     if not remembers:
         return state, hidden[:, 1]
     place = jnp.broadcast_to(position[:, None], (len(x), 1, position.shape[-1]))
-    state = state.replace(
+    state = dataclasses.replace(
+        state,
         count=state.count + 1,
         line=jax.lax.dynamic_update_slice_in_dim(state.line, x[:, None].astype(state.line.dtype), column, axis=1),
         position=jax.lax.dynamic_update_slice_in_dim(state.position, place, column, axis=1),
@@ -254,4 +256,4 @@ def _next_line(blocks: Unbound, state: Lines) -> Lines:
         turned, after = blocks.block(f"along_columns_{i}", x.reshape(-1, 1, dim), down, before)
         x = turned.reshape(batch, width, dim)
         columns.append(after)
-    return state.replace(context=blocks.outer_norm(x), columns=tuple(columns))
+    return dataclasses.replace(state, context=blocks.outer_norm(x), columns=tuple(columns))

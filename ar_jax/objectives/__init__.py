@@ -1,6 +1,12 @@
 """Objectives: what is trained. A new objective is one file and a line in this table."""
 
+from ar_jax.objectives.gate_distillation import GateDistillation
 from ar_jax.objectives.masked import Masked
 from ar_jax.objectives.next_token import NextToken, Permuted
 
-OBJECTIVES = {"next_token": NextToken, "permuted": Permuted, "masked": Masked}
+OBJECTIVES = {
+    "next_token": NextToken,
+    "permuted": Permuted,
+    "masked": Masked,
+    "gate_distillation": GateDistillation,
+}

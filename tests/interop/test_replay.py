@@ -17,7 +17,23 @@ FIXTURES = Path(os.environ.get("AR_JAX_FIXTURES", Path(__file__).parents[3] / "s
 # The first words of the folders' names.
 SYSTEMS = {
     "visual": ("llamagen", "var", "mar", "rar", "arpg", "titok", "maskgit"),
-    "mixers": (),
+    "mixers": (
+        "natten",
+        "axial",
+        "halo_attention",
+        "lightnet",
+        "van",
+        "ulsam",
+        "mambaout",
+        "lightweight_conv",
+        "dynamic_conv",
+        "fnet",
+        "linformer",
+        "hrrformer",
+        "aft",
+        "mega",
+        "gss",
+    ),
 }
 
 

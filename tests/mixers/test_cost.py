@@ -20,6 +20,11 @@ DIM, HEADS, WINDOW, NEAR = 32, 2, 16, 0.02
 CASES: dict[str, Any] = {
     "softmax": MIXERS["softmax"](embed_dim=DIM, num_heads=HEADS),
     "softmax window": MIXERS["softmax"](embed_dim=DIM, num_heads=HEADS, window=WINDOW),
+    "subsampled": MIXERS["subsampled"](embed_dim=DIM, num_heads=HEADS, window=WINDOW),
+    "seer_attention": MIXERS["seer_attention"](embed_dim=DIM, num_heads=HEADS, num_blocks=2, block_size=8),
+    "routing": MIXERS["routing"](embed_dim=DIM, num_heads=HEADS, local_heads=1, num_clusters=4, window=WINDOW),
+    "loki": MIXERS["loki"](embed_dim=DIM, num_heads=HEADS, num_keys=8, rank=4),
+    "multiresolution": MIXERS["multiresolution"](embed_dim=DIM, num_heads=HEADS, num_blocks=16, block_size=16),
     "sparsek": MIXERS["sparsek"](embed_dim=DIM, num_heads=HEADS, num_keys=8, window=WINDOW),
     "softmax, forgetting": MIXERS["softmax"](embed_dim=DIM, num_heads=HEADS, forget_gate=True),
     "native_sparse": MIXERS["native_sparse"](embed_dim=DIM, num_heads=4, block_size=16, num_blocks=4, window=WINDOW),
@@ -29,6 +34,9 @@ CASES: dict[str, Any] = {
     "fnet": MIXERS["fnet"](embed_dim=DIM, num_samples=4, stride=2),
     "aft": MIXERS["aft"](embed_dim=DIM),
     "aft, local": MIXERS["aft"](embed_dim=DIM, variant="local", window=5, num_rows=4096),
+    "chela": MIXERS["chela"](embed_dim=DIM, num_heads=HEADS, z_dim=16, long_width=64),
+    "gss": MIXERS["gss"](embed_dim=DIM, state_dim=4),
+    "mega": MIXERS["mega"](embed_dim=DIM, z_dim=16, ema_dim=2, attention="laplace", chunk_size=16),
     "hrrformer": MIXERS["hrrformer"](embed_dim=DIM, num_heads=HEADS),
     "linformer": MIXERS["linformer"](embed_dim=DIM, num_heads=HEADS, rank=8, num_rows=4096),
     "lightweight_convolution": MIXERS["lightweight_convolution"](embed_dim=DIM, num_heads=HEADS),
@@ -36,11 +44,14 @@ CASES: dict[str, Any] = {
     "neighborhood": MIXERS["neighborhood"](embed_dim=DIM, num_heads=HEADS, kernel_size=5, grid=(4096,)),
     "axial": MIXERS["axial"](embed_dim=DIM, num_heads=HEADS, grid=(64,)),
     "lightnet": MIXERS["lightnet"](embed_dim=DIM, num_heads=HEADS),
+    "toeplitz": MIXERS["toeplitz"](embed_dim=DIM, num_heads=HEADS, grid=(64,)),
     "vision_retention": MIXERS["vision_retention"](embed_dim=DIM, num_heads=HEADS, line_length=8),
 }
 LINEAR = ("linear", "linear, learned decay", "convolution", "neighborhood", "lightnet", "vision_retention")
 LINEAR += ("aft", "aft, local", "fnet", "lightweight_convolution", "lightweight_convolution, dynamic")
+LINEAR += ("sparsek",)
 LINEAR_BOTH_WAYS = ("hrrformer", "linformer")
+N_LOG_N = ("chela", "gss", "mega")  # convolutions over the whole past, by Fourier transforms
 
 
 def tokens(length: int, first: int = 0) -> Tokens:
@@ -83,6 +94,12 @@ def test_flops_of_linear_mixers_have_slope_one(name: str, function: Any) -> None
     assert count(512) < 2.02 * count(256)
 
 
+@pytest.mark.parametrize("name", N_LOG_N)
+def test_flops_of_long_convolutions_grow_by_n_log_n(name: str) -> None:
+    count = functools.cache(lambda n: flops(functools.partial(mix, name), params_of(name), sequence(n)))
+    assert 1 < slope(count, 1024) < 1.13  # where all of it is N log N, 2 (13 / 11)^(1 / 2) a doubling
+
+
 @pytest.mark.parametrize("differentiated", [False, True])
 def test_flops_of_the_core_of_softmax_attention_have_slope_two(differentiated: bool) -> None:
     def core(q: jax.Array) -> jax.Array:
@@ -120,7 +137,7 @@ def state_bytes(name: str, context: int) -> int:
 
 
 @pytest.mark.parametrize("cost", [step_flops, state_bytes])
-@pytest.mark.parametrize("name", [*LINEAR, "softmax window"])
+@pytest.mark.parametrize("name", [*LINEAR, *N_LOG_N, "softmax window"])
 def test_a_step_costs_the_same_behind_any_context(name: str, cost: Any) -> None:
     assert cost(name, 64) == cost(name, 256) == cost(name, 4096) > 0
 

@@ -42,10 +42,20 @@ REPLAYS: dict[str, Replay] = {
     ),
     "tree_attention_decode": Replay(r"Zyphra/tree_attention;.*tree_decode", lazily("mixers.sparse:replay_tree")),
     "aft": Replay(r"rish-16/aft-pytorch", lazily("mixers.aft:replay")),
-    "fla_nsa": Replay(
-        r"fla-org/flash-linear-attention;.*naive_nsa", lazily("mixers.sparse:replay_native_sparse")
+    "fla_nsa": Replay(r"fla-org/flash-linear-attention;.*naive_nsa", lazily("mixers.sparse:replay_native_sparse")),
+    "sparsek_operator": Replay(r"definition: argmin .*0<=p<=1, sum p = k", lazily("mixers.sparse:replay_sparsek")),
+    "mega": Replay(r"facebookresearch/mega;.*MovingAverageGatedAttention", lazily("mixers.moving_average:replay")),
+    "mra_attention": Replay(r"mlpen/mra-attention;.*mra2_attention", lazily("mixers.sparse:replay_multiresolution")),
+    "loki": Replay(r"hpcgroup/loki;.*mask_attn_pca_topk", lazily("mixers.sparse:replay_loki")),
+    "gss_layer": Replay(r"gated-state-spaces-pytorch;.*gss\.GSS\b", lazily("mixers.state_spaces:replay_layer")),
+    "gss_lm": Replay(r"gated-state-spaces-pytorch;.*GatedStateSpacesLM", lazily("mixers.state_spaces:replay_lm")),
+    "routing_kmeans_attention": Replay(
+        r"lucidrains/routing-transformer;.*KmeansAttention", lazily("mixers.routing:replay_routing")
     ),
-    "sparsek_operator": Replay(
-        r"definition: argmin .*0<=p<=1, sum p = k", lazily("mixers.sparse:replay_sparsek")
+    "seerattention_gate": Replay(
+        r"microsoft/SeerAttention;.*prefill_sparse\.attn_gate\.AttnGate", lazily("mixers.seer:replay_prefill_gate")
+    ),
+    "seerattention_r_decode_gate": Replay(
+        r"microsoft/SeerAttention;.*decode_sparse\.attn_gate_inf\.AttnGate", lazily("mixers.seer:replay_decode_gate")
     ),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 
@@ -29,7 +30,7 @@ def _rules(there: str, here: str) -> list[Rule]:
 def _padded(present: Array) -> Tokens:
     """Tokens [B, T] of which some are padding."""
     there = tokens_of(present.shape[1])
-    return there.replace(step=jnp.where(present, there.step, NEVER), padded=True)
+    return dataclasses.replace(there, step=jnp.where(present, there.step, NEVER), padded=True)
 
 
 def replay_attention(meta: Meta, weights: Arrays, inputs: Arrays) -> Outputs:
@@ -45,7 +46,12 @@ def replay_attention(meta: Meta, weights: Arrays, inputs: Arrays) -> Outputs:
 def replay_classifier(meta: Meta, weights: Arrays, inputs: Arrays) -> Outputs:
     """Logarithms of the classes' probabilities; token 0 is padding, but its output enters the mean."""
     config, tokens = meta["config"], jnp.asarray(inputs["in.tokens"], jnp.int32)
-    width, depth, layer, there = config["embed_size"], config["n_layer"], "layers/block_0", "Encoder_0/EncoderLayer_{i}/"
+    width, depth, layer, there = (
+        config["embed_size"],
+        config["n_layer"],
+        "layers/block_0",
+        "Encoder_0/EncoderLayer_{i}/",
+    )
     fields = dict(embed_dim=width, num_heads=config["heads"], binds_padding=True)
     options = BlockOptions(mlp_dim=2 * width, norm="layer", activation="gelu", gated=False, mlp_bias=True)
     block: list[Rule] = _rules(f"{there}SelfAttention_0/", f"{layer}/mixer/")

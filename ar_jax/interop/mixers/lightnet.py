@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -50,7 +51,7 @@ def replay(meta: Meta, weights: Arrays, inputs: Arrays) -> dict[str, Any]:
         out, state = apply(params, x[:, piece], tokens.part(piece), state)
         pieces.append(out)
     kept = jnp.asarray(inputs["in.mask"]) > 0
-    padded, _ = apply(params, x, tokens.replace(step=jnp.where(kept, index, NEVER), padded=True))
+    padded, _ = apply(params, x, dataclasses.replace(tokens, step=jnp.where(kept, index, NEVER), padded=True))
     return {
         "out.y": y,
         "out.y_step": jnp.concatenate(pieces, axis=1),

@@ -10,9 +10,11 @@ import numpy as np
 
 from ar_jax.interop.kinds import Arrays, Meta
 from ar_jax.interop.mixers.torch_top_k import torch_top_k
+from ar_jax.kernels.multiresolution import multiresolution
 from ar_jax.kernels.native_sparse import Blocks, block_means, native_sparse
+from ar_jax.kernels.ranked_attention import ranked_attention
 from ar_jax.kernels.sparsek import sparsek
-from ar_jax.kernels.step_attention import merge, step_attention
+from ar_jax.kernels.step_attention import merge, step_attention, visibility
 from ar_jax.kernels.step_attention.key_bias import forgotten, key_biased
 
 Outputs = dict[str, Any]
@@ -99,3 +101,44 @@ def replay_sparsek(meta: Meta, weights: Arrays, inputs: Arrays) -> Outputs:
     causal, _ = sparsek(jnp.broadcast_to(z[:, None], (*z.shape, z.shape[1])), k, prefixes)
     slope = jax.vmap(jax.jacobian(lambda row: sparsek(row, k)[0]))(z)
     return {"out.p": share, "out.tau": threshold, "out.p_causal": causal, "out.jacobian": slope}
+
+
+def replay_multiresolution(meta: Meta, weights: Arrays, inputs: Arrays) -> Outputs:
+    """Attention at two resolutions in both modes, with and without padding, and with all pairs of blocks exact."""
+    config = meta["config"]
+    q, k, v = (jnp.swapaxes(jnp.asarray(inputs[f"in.{name}"]), 1, 2) for name in "qkv")
+    present = jnp.asarray(inputs["in.mask"]) > 0
+    size = config.get("block_size", 32)
+    options = {"block_size": size, "first_blocks": config["first_n"], "diagonal_blocks": config["diag_n"]}
+
+    def attend(present: Any, num_blocks: int, mode: str) -> Any:
+        out = multiresolution(q, k, v, present, num_blocks=num_blocks, mode=mode, **options)
+        return jnp.swapaxes(out, 1, 2)
+
+    count = config["num_blocks"]
+    return {
+        "out.y_full": attend(present, count, "full"),
+        "out.y_full_nomask": attend(None, count, "full"),
+        "out.y_sparse": attend(present, count, "sparse"),
+        "out.y_sparse_nomask": attend(None, count, "sparse"),
+        "out.y_exact_budget": attend(None, (q.shape[1] // size) ** 2, "full"),
+    }
+
+
+def replay_loki(meta: Meta, weights: Arrays, inputs: Arrays) -> Outputs:
+    """Attention to the keys of the largest scores in few components; which those are; and their share of the scores."""
+    config = meta["config"]
+    q, k, v = (jnp.swapaxes(jnp.asarray(inputs[f"in.{name}"]), 1, 2) for name in "qkv")
+    components = jnp.asarray(inputs["in.pca"])
+    q, k = (jnp.einsum("bthc,hrc->bthr", a, components) for a in (q, k))
+    length, rank, count = k.shape[1], config["top_r"], config["top_k"]
+    step = jnp.arange(length, dtype=jnp.int32)[None]
+    visible = visibility(step, step)
+    out = ranked_attention(q, k, v, visible, rank=rank, num_keys=count)
+    scores = np.asarray(jnp.einsum("bthr,bshr->bhts", q[..., :rank], k[..., :rank]) * q.shape[-1] ** -0.5)
+    scores = scores + np.triu(np.full((length, length), np.finfo(np.float32).min), 1).astype(np.float32)
+    kept = np.zeros(scores.shape, np.int64)
+    np.put_along_axis(kept, torch_top_k(scores, min(count, length)), 1, axis=-1)
+    share = (np.asarray(jax.nn.softmax(scores, axis=-1)) * kept).sum(axis=-1, keepdims=True)
+    out = jnp.swapaxes(out, 1, 2)
+    return {"out.y": out, "out.alpha": share, "out.y_last": out[:, :, -1:], "out.kept": kept}

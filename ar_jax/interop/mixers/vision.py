@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -112,7 +112,8 @@ def replay_van_model(meta: Meta, weights: Arrays, inputs: Arrays) -> Outputs:
     """The classifier."""
     config = meta["config"]
     depths = config["depths"]
-    model = van(*(tuple(config[key]) for key in ("embed_dims", "depths", "mlp_ratios")), config["num_classes"])
+    sizes = {key: tuple(config[key]) for key in ("embed_dims", "depths", "mlp_ratios")}
+    model = van(**sizes, num_classes=config["num_classes"])
     stages = [
         [
             conv(f"patch_embed{i + 1}.proj", f"params/backbone/patch_{i}/conv"),
@@ -184,7 +185,7 @@ def replay_ulsam(meta: Meta, weights: Arrays, inputs: Arrays) -> Outputs:
     """The module; its groups of channels are modules of their own there."""
     config = meta["config"]
     groups, size = config["num_splits"], config["nin"] // config["num_splits"]
-    shapes: Mapping[str, tuple[str, tuple[int, ...]]] = {
+    shapes: dict[str, tuple[str, tuple[int, ...]]] = {
         "conv_dws.weight": ("params/scale", (size, 1, 1, 1)),
         "conv_dws.bias": ("params/shift", (size,)),
         "conv_point.weight": ("params/weight", (1, size, 1, 1)),
@@ -208,7 +209,8 @@ def replay_ulsam(meta: Meta, weights: Arrays, inputs: Arrays) -> Outputs:
 def replay_halo(meta: Meta, weights: Arrays, inputs: Arrays) -> Outputs:
     """halonet-pytorch's module, with its mask as meant and as published."""
     config = meta["config"]
-    fields = [config[key] for key in ("block_size", "halo_size", "heads", "dim_head")]
+    names = {"block_size": "block_size", "halo_size": "halo_size", "heads": "num_heads", "dim_head": "head_dim"}
+    sizes = {ours: config[there] for there, ours in names.items()}
     rules = [
         linear("to_q", "params/query", bias=False),
         packed_linear("to_kv", ["params/key", "params/value"], bias=False),
@@ -219,7 +221,7 @@ def replay_halo(meta: Meta, weights: Arrays, inputs: Arrays) -> Outputs:
     x = channels_last(inputs["in.x"])
     found = {"out.y": "masked", "out.y_as_published": "inverted"}
     return {
-        name: channels_first(run(HaloAttention(*fields, padding=padding), rules, weights, x))
+        name: channels_first(run(HaloAttention(**sizes, padding=padding), rules, weights, x))
         for name, padding in found.items()
     }
 

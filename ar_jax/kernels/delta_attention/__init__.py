@@ -7,13 +7,23 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from ar_jax.kernels.delta_attention import pallas_tpu, pallas_tpu_dplr, reference, xla
+from ar_jax.kernels.delta_attention import pallas_gpu, pallas_tpu, pallas_tpu_dplr, reference, xla
 from ar_jax.kernels.dispatch import choose_form, on_each_device
 
 __all__ = ["DPLR_FORMS", "FORMS", "delta_attention", "delta_attention_step", "dplr_attention", "dplr_attention_step"]
 
-FORMS = {"reference": reference.delta, "xla": xla.delta, "pallas_tpu": pallas_tpu.delta}
-DPLR_FORMS = {"reference": reference.dplr, "xla": xla.dplr, "pallas_tpu": pallas_tpu_dplr.dplr}
+FORMS = {
+    "reference": reference.delta,
+    "xla": xla.delta,
+    "pallas_tpu": pallas_tpu.delta,
+    "pallas_gpu": pallas_gpu.delta,
+}
+DPLR_FORMS = {
+    "reference": reference.dplr,
+    "xla": xla.dplr,
+    "pallas_tpu": pallas_tpu_dplr.dplr,
+    "pallas_gpu": pallas_gpu.dplr,
+}
 
 
 def delta_attention(

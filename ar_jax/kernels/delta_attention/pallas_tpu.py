@@ -228,13 +228,20 @@ def join(ref: Any, value: Array) -> None:
 
 
 def dot(x: Array, y: Array, dtype: Any, contract: tuple[int, int] = (2, 1)) -> Array:
-    """A product of each head's matrices in that precision, summed in float32."""
+    """A product of each head's matrices in that precision, summed in float32.
+
+    Head by head: rounded to bfloat16 all at once, the matrices would be packed anew for the matrix unit (v5e).
+    """
     precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
     dims = (((contract[0] - 1,), (contract[1] - 1,)), ((), ()))
-    return jnp.stack([
-        jax.lax.dot_general(a.astype(dtype), b.astype(dtype), dims, precision=precision, preferred_element_type=jnp.float32)
-        for a, b in zip(x, y, strict=True)
-    ])
+    return jnp.stack(
+        [
+            jax.lax.dot_general(
+                a.astype(dtype), b.astype(dtype), dims, precision=precision, preferred_element_type=jnp.float32
+            )
+            for a, b in zip(x, y, strict=True)
+        ]
+    )
 
 
 def inverse(lower: Array, dtype: Any) -> Array:

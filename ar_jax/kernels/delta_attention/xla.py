@@ -53,7 +53,7 @@ def _delta_chunk(state: Array, inputs: tuple[Array, ...]) -> tuple[Array, Array]
 
     lower = beta[..., None] * jnp.tril(jnp.exp(between) * jnp.einsum("bnth,bnjh->bntj", k, k), -1)
     surprise = beta[..., None] * (v - from_start * jnp.einsum("bnth,bnhe->bnte", k, state))
-    written = _solve(lower, surprise)
+    written = jnp.einsum("bntj,bnje->bnte", _inverse(lower), surprise)
     scores = jnp.exp(between) * jnp.einsum("bnth,bnjh->bntj", q, k)
     out = from_start * jnp.einsum("bnth,bnhe->bnte", q, state) + jnp.einsum("bntj,bnje->bnte", scores, written)
     state = from_start[..., -1:, :] * state + jnp.einsum("bnjh,bnje->bnhe", to_end * k, written)
@@ -71,16 +71,36 @@ def _dplr_chunk(state: Array, inputs: tuple[Array, ...]) -> tuple[Array, Array]:
     (earlier_a, earlier_q), before, after = _decayed_products(reading, writing, log_decay)
     own = jnp.einsum("bnth,wbnth->wbnt", q, writing)[..., None]
     read = jnp.einsum("rbnth,bnhe->rbnte", reading * jnp.exp(before)[None], state)
-    moved = _solve(-earlier_a[0], read[0] + jnp.einsum("bntj,bnje->bnte", earlier_a[1], v))
+    moved = read[0] + jnp.einsum("bntj,bnje->bnte", earlier_a[1], v)
+    moved = jnp.einsum("bntj,bnje->bnte", _inverse(-earlier_a[0]), moved)
     written = jnp.stack([moved, v])
     out = read[1] + jnp.einsum("wbntj,wbnje->bnte", earlier_q, written) + (own * written).sum(0)
     added = jnp.einsum("wbnjh,wbnje->bnhe", writing * jnp.exp(after)[None], written)
     return jnp.exp(before[..., -1, :] + log_decay[..., -1, :])[..., None] * state + added, out
 
 
-def _solve(lower: Array, right: Array) -> Array:
-    """(I + lower)^-1 right; lower is zero on and above its diagonal."""
-    return jax.lax.linalg.triangular_solve(lower, right, left_side=True, lower=True, unit_diagonal=True)
+def _inverse(lower: Array) -> Array:
+    """(I + lower)^-1 for [..., C, C] that are zero on and above the diagonal; C is a power of two.
+
+    Blocks of 1, 2, 4, ... tokens along the diagonal are inverted and joined in pairs: the corner of a joined block is
+    -(later inverse) (corner) (earlier inverse). These are few products of many blocks; a triangular solve goes row by row.
+    """
+    *batch, size, _ = lower.shape
+    found = jnp.ones((*batch, size, 1, 1), jnp.float32)
+    block = 1
+    while block < size:
+        pairs = lower.reshape(*batch, size // block // 2, 2 * block, size // block // 2, 2 * block)
+        corner = jnp.einsum("...nrnc->...nrc", pairs)[..., block:, :block]
+        early, late = found[..., 0::2, :, :], found[..., 1::2, :, :]
+        found = _joined(early, -(late @ corner @ early), late)
+        block *= 2
+    return found[..., 0, :, :]
+
+
+def _joined(early: Array, corner: Array, late: Array) -> Array:
+    """The lower triangular blocks [[early, 0], [corner, late]]."""
+    upper = jnp.concatenate([early, jnp.zeros_like(corner)], axis=-1)
+    return jnp.concatenate([upper, jnp.concatenate([corner, late], axis=-1)], axis=-2)
 
 
 def _sums_between(log_decay: Array) -> Array:
@@ -118,8 +138,7 @@ def _decayed_products(reading: Array, writing: Array, log_decay: Array) -> tuple
         early, late = (lambda x: x[..., 0::2, :, :]), (lambda x: x[..., 1::2, :, :])
         readers, writers = late(reading * jnp.exp(before)[None]), early(writing * jnp.exp(after)[None])
         across = jnp.einsum("r...ih,w...jh->rw...ij", readers, writers)
-        upper = jnp.concatenate([early(products), jnp.zeros_like(across)], axis=-1)
-        products = jnp.concatenate([upper, jnp.concatenate([across, late(products)], axis=-1)], axis=-2)
+        products = _joined(early(products), across, late(products))
         before = jnp.concatenate([early(before), late(before) + early(total)], axis=-2)
         after = jnp.concatenate([early(after) + late(total), late(after)], axis=-2)
         reading, writing = (jnp.concatenate([early(x), late(x)], axis=-2) for x in (reading, writing))

@@ -8,13 +8,14 @@ from jax import Array
 from ar_jax.kernels.dispatch import choose_form, on_each_device
 from ar_jax.kernels.linear_attention.bidirectional import bidirectional_linear_attention, divided
 from ar_jax.kernels.linear_attention.decay import NOTHING_LEFT
+from ar_jax.kernels.linear_attention.pallas_gpu import pallas_gpu
 from ar_jax.kernels.linear_attention.pallas_tpu import pallas_tpu
 from ar_jax.kernels.linear_attention.reference import reference
 from ar_jax.kernels.linear_attention.xla import xla
 
 __all__ = ["FORMS", "bidirectional_linear_attention", "linear_attention", "linear_attention_step"]
 
-FORMS = {"reference": reference, "xla": xla, "pallas_tpu": pallas_tpu}
+FORMS = {"reference": reference, "xla": xla, "pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}
 
 
 def linear_attention(

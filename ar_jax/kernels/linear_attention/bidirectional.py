@@ -39,7 +39,9 @@ def bidirectional_linear_attention(
     state = jnp.einsum("bsnh,bsne->bnhe", k, v, preferred_element_type=jnp.float32)
     out = jnp.einsum("btnh,bnhe->btne", q.astype(jnp.float32), state)
     if normalize:
-        out = divided(out, jnp.einsum("btnh,bnh->btn", q.astype(jnp.float32), k.astype(jnp.float32).sum(axis=1))[..., None])
+        out = divided(
+            out, jnp.einsum("btnh,bnh->btn", q.astype(jnp.float32), k.astype(jnp.float32).sum(axis=1))[..., None]
+        )
     return out.astype(v.dtype)
 
 

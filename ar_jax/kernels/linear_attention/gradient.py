@@ -24,8 +24,8 @@ def differentiable(forward: Forward, backward: Backward) -> Callable[..., tuple[
     Args:
       forward: (options, q, k, v, decay, bonus, state, keep) -> (out, final, before). Options are hashable; decay is a pytree;
         bonus is an array or None; before is the memory before each chunk if keep, else None.
-      backward: (options, q, k, v, decay, bonus, before, dout, dfinal, decays) -> the gradients of q, k, v, decay, bonus and
-        state. Where not `decays` nobody asks for that of decay, and None stands for it.
+      backward: (options, q, k, v, decay, bonus, before, dout, dfinal, with_decay) -> the gradients of q, k, v, decay, bonus
+        and state. Without with_decay nobody asks for that of decay, and None stands for it.
     """
 
     @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -36,21 +36,17 @@ def differentiable(forward: Forward, backward: Backward) -> Callable[..., tuple[
     def attend_forward(options: Any, *inputs: Any) -> tuple[Any, Any]:
         values, asked = (jax.tree.map(lambda x: getattr(x, part), inputs) for part in ("value", "perturbed"))
         out, final, before = forward(options, *values, keep=True)
-        decays = () if any(jax.tree.leaves(asked[3])) else None  # a pytree without leaves: known when traced
-        return (out, final), (*values[:5], before, decays)
+        with_decay = () if any(jax.tree.leaves(asked[3])) else None  # pytrees without leaves: known when traced
+        return (out, final), (*values[:5], before, with_decay)
 
     def attend_backward(options: Any, saved: Any, cotangents: Any) -> tuple[Any, ...]:
-        *inputs, before, decays = saved
+        *inputs, before, with_decay = saved
         cotangents = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype) if isinstance(x, SymbolicZero) else x,
             cotangents,
             is_leaf=lambda x: isinstance(x, SymbolicZero),
         )
-        dq, dk, dv, ddecay, dbonus, dstate = backward(
-            options, *inputs, before, *cotangents, decays=decays is not None
-        )
-        ddecay = jax.tree.map(jnp.zeros_like, inputs[3]) if decays is None else ddecay
-        return dq, dk, dv, ddecay, dbonus, dstate
+        return backward(options, *inputs, before, *cotangents, with_decay=with_decay is not None)
 
     attend.defvjp(attend_forward, attend_backward, symbolic_zeros=True)
     return attend

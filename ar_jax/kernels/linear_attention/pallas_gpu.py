@@ -80,7 +80,7 @@ def forward(
             jax.ShapeDtypeStruct((chunks.batch, chunks.count, chunks.heads, *chunks.memory), q.dtype),
             jax.ShapeDtypeStruct(state.shape, jnp.float32),
         ],
-        compiler_params=chunks.compiler_params(4, 3),
+        compiler_params=chunks.compiler_params(8 if chunks.by_channel else 4, 3),
         interpret=interpreted(),
     )(k, v, decay, state)
     scores = channel_scores(chunks, q, k, decay) if chunks.by_channel else None

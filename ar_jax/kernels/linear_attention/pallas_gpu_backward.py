@@ -9,6 +9,7 @@ What a sum of log decays up to a token gets is q_t . dq_t where it reads and -k_
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -82,7 +83,7 @@ def _memories(chunks: Chunks, q: Array, decay: Array, d_out: Array, d_final: Arr
             jax.ShapeDtypeStruct((chunks.batch, chunks.count, chunks.heads, *chunks.memory), q.dtype),
             jax.ShapeDtypeStruct(d_final.shape, jnp.float32),
         ],
-        compiler_params=chunks.compiler_params(4, 3),
+        compiler_params=chunks.compiler_params(8 if chunks.by_channel else 4, 3),
         interpret=interpreted(),
     )(q, decay, d_out, d_final)
 
@@ -121,6 +122,7 @@ def _gradients(
     d_after: Array,
 ) -> dict[str, Array]:
     """dv, and of the rest what a chunk's program knows: without the scores of a decay per channel."""
+    narrow = dataclasses.replace(chunks, tile=max(chunks.tile // 2, triton.SMALLEST))
     spec = chunks.specs()
     tokens = chunks.padded[0]
     numbers = jax.ShapeDtypeStruct((chunks.batch, chunks.heads, chunks.length), jnp.float32)
@@ -140,7 +142,7 @@ def _gradients(
     else:
         outs["d_reading"] = outs["d_writing"] = "number", numbers
     results = pl.pallas_call(
-        functools.partial(linear_attention_gradients, names=tuple(outs), chunks=chunks),
+        functools.partial(linear_attention_gradients, names=tuple(outs), chunks=narrow),
         name="linear_attention_gradients",
         grid=(chunks.count, chunks.heads, chunks.batch),
         in_specs=[
@@ -211,6 +213,7 @@ def linear_attention_gradients(
     sizes = (chunks.size,) * 2, queries.shape, queries.shape, queries.shape[1:], queries.shape[:1]
     begin = tuple(jnp.zeros(size, f32) for size in sizes)
     d_weights, dq, dk, held, d_own = jax.lax.fori_loop(0, chunks.padded[2] // chunks.tile, tile, begin)
+    fade = chunks.decay(decay, tokens)  # once more: so many numbers are not kept through the loop
     dq, dk = dq * fade.from_start(), dk * fade.to_end()
     whole = fade.whole()
     d_total = held * (whole if whole.ndim == 0 else whole[:, 0]) + (keys.astype(f32) * dk).sum(axis=0)
@@ -221,9 +224,8 @@ def linear_attention_gradients(
         dq += triton.product(d_products, keys)
         dk += triton.product(d_products, queries, (0, 0))
         d_reading, d_writing = (queries.astype(f32) * dq).sum(axis=1), -(keys.astype(f32) * dk).sum(axis=1)
-        last = jax.lax.broadcasted_iota(jnp.int32, d_writing.shape, 0) == chunks.size - 1
+        last = jax.lax.broadcasted_iota(jnp.int32, d_writing.shape, 0) == chunks.last(index)
         d_writing += jnp.where(last, d_total.sum(), 0.0)
-        # The last chunk may reach past the last token: then that token stands for those that follow and do not decay.
         triton.store(outs["d_reading"], (tokens,), d_reading, (chunks.length,))
         triton.store(outs["d_writing"], (tokens,), d_writing, (chunks.length,))
     else:

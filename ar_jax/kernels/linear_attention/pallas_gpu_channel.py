@@ -53,7 +53,7 @@ def channel_gradients(
         in_specs=[*[spec[name] for name in ("key", "key", "decay", "scores", "key", "key", "total")]],
         out_specs=[spec["key"]] * 4,
         out_shape=[jax.ShapeDtypeStruct(q.shape, jnp.float32)] * 4,
-        compiler_params=chunks.compiler_params(4, 2),
+        compiler_params=chunks.compiler_params(8, 2),
         interpret=interpreted(),
     )(q, k, decay, d_scores, dq, dk, d_total)
 
@@ -162,7 +162,7 @@ def linear_attention_scores_gradient(
 
     total = triton.load(d_total, (start // chunks.size, slice(None)), (chunks.count, chunks.head_dim))[None]
     rows = here + jax.lax.broadcasted_iota(jnp.int32, queries.shape, 0)
-    at_end = jnp.where(rows == chunks.size - 1, jnp.broadcast_to(total, queries.shape), 0.0)
+    at_end = jnp.where(rows == chunks.last(start // chunks.size), jnp.broadcast_to(total, queries.shape), 0.0)
     results = d_queries, d_keys, queries * d_queries, at_end - keys * d_keys
     for ref, result in zip((dq, dk, d_reading, d_writing), results, strict=True):
         triton.store(ref, (own, slice(None)), result, chunks.keys)

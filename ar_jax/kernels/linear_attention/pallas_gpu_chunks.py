@@ -79,9 +79,7 @@ class Chunks:
             "number": head(tokens),
             "decay": token(head_dim) if self.by_channel else head(tokens),
             "memory": head(head_dim, width),
-            "memories": pl.BlockSpec(
-                (None, self.count, None, head_dim, width), lambda _, n, b: (b, 0, n, 0, 0)
-            ),
+            "memories": pl.BlockSpec((None, self.count, None, head_dim, width), lambda _, n, b: (b, 0, n, 0, 0)),
             "total": pl.BlockSpec((None, self.count, None, head_dim), lambda _, n, b: (b, 0, n, 0)),
             "bonus": pl.BlockSpec((None, head_dim), lambda _, n, b: (n, 0)),
             "scores": head(tokens, self.size),
@@ -98,8 +96,12 @@ class Chunks:
         row, column = (jax.lax.broadcasted_iota(jnp.int32, (self.size, self.size), axis) for axis in (0, 1))
         return row > column if self.strict else row >= column
 
+    def last(self, index: Any) -> Any:
+        """The place of a chunk's last token; what follows in the last chunk neither writes nor decays."""
+        return jnp.minimum(self.size, self.length - index * self.size) - 1
+
     def compiler_params(self, warps: int, stages: int) -> plgpu.CompilerParams:
-        """For `pallas_call`; numbers of 32 bits fill the registers of twice as many threads."""
+        """For `pallas_call`."""
         return plgpu.CompilerParams(num_warps=warps, num_stages=stages)
 
 

@@ -42,6 +42,11 @@ def memories(*shape: int, place: Callable[[Any], Any]) -> pl.BlockSpec:
     return pl.BlockSpec((1, 1, *shape), lambda b, n, t: (b, place(t), n, 0, 0))
 
 
+def slices(count: int, size: int) -> list[slice]:
+    """The lanes of each head."""
+    return [slice(n * size, (n + 1) * size) for n in range(count)]
+
+
 def dot(x: Array, y: Array, dtype: Any, contract: tuple[int, int] = (1, 0)) -> Array:
     """A product of matrices in that precision, summed in float32."""
     precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
@@ -61,3 +66,8 @@ def own(query: Array, key: Array, bonus: Array | None) -> Array:
     """What each query reads of its own token's key, [C, 1]; bonus is [1, H]."""
     weighted = query.astype(jnp.float32) * key.astype(jnp.float32)
     return (weighted if bonus is None else weighted * bonus).sum(axis=1, keepdims=True)
+
+
+def row_sums(x: Array, dtype: Any) -> Array:
+    """[C, H] -> [1, C], by the matrix unit, which leaves the sums in a row."""
+    return dot(jnp.ones((8, x.shape[1]), dtype), x, dtype, (1, 1))[:1]

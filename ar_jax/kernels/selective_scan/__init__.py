@@ -6,13 +6,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from ar_jax.kernels.dispatch import choose_form, on_each_device
+from ar_jax.kernels.selective_scan.pallas_gpu import pallas_gpu
 from ar_jax.kernels.selective_scan.pallas_tpu import pallas_tpu
 from ar_jax.kernels.selective_scan.reference import reference
 from ar_jax.kernels.selective_scan.xla import xla
 
 __all__ = ["FORMS", "selective_scan", "selective_scan_step"]
 
-FORMS = {"reference": reference, "xla": xla, "pallas_tpu": pallas_tpu}
+FORMS = {"reference": reference, "xla": xla, "pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}
 
 
 def selective_scan(

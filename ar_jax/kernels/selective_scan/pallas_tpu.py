@@ -20,7 +20,6 @@ from jax.experimental.pallas import tpu as pltpu
 from ar_jax.kernels.dispatch import interpreted
 
 CHUNK = 128
-TOGETHER = int(__import__('os').environ['TOG'])
 ROW = 32  # tokens of one pass through the loop
 LANES = 128
 NUMBERS = 16 * 1024  # of the state of one program, at most
@@ -32,10 +31,12 @@ def pallas_tpu(
     x: Array, delta: Array, a: Array, b: Array, c: Array, *, initial_state: Array, chunk_size: int | None = None
 ) -> tuple[Array, Array]:
     """See `selective_scan`; b and c are [B, T, G, S]."""
-    batch, length, _ = x.shape
+    batch, length, channels = x.shape
     tile = 32 // min(x.dtype.itemsize, delta.dtype.itemsize)  # tokens that lie in one register
     chunk = -(-min(chunk_size or CHUNK, length) // tile) * tile
     row = ROW if chunk % ROW == 0 else tile
+    whole = channels // b.shape[2]
+    spare = -whole % LANES if whole < channels else 0  # each of several groups begins a tile of lanes
 
     def padded(s: Array) -> Array:
         """Padding has delta 0, which neither writes nor decays."""
@@ -46,9 +47,18 @@ def pallas_tpu(
         s = padded(s.astype(jnp.float32)).reshape(batch, -1, row, *s.shape[2:])
         return jnp.transpose(s, (0, 3, 1, 4, 2))
 
-    rate, start = a.astype(jnp.float32).T, jnp.swapaxes(initial_state, 1, 2)
-    y, state = _scan(chunk, padded(x), padded(delta), rate, columns(b), columns(c), start)
-    return y[:, :length], jnp.swapaxes(state, 1, 2)
+    def widened(s: Array) -> Array:
+        """[..., D], with `spare` channels after each group's own."""
+        s = s.reshape(*s.shape[:-1], -1, whole)
+        return jnp.pad(s, [(0, 0)] * (s.ndim - 1) + [(0, spare)]).reshape(*s.shape[:-2], -1)
+
+    def narrowed(s: Array) -> Array:
+        return s.reshape(*s.shape[:-1], -1, whole + spare)[..., :whole].reshape(*s.shape[:-1], channels)
+
+    rate, start = widened(a.astype(jnp.float32).T), widened(jnp.swapaxes(initial_state, 1, 2))
+    x, delta = (padded(widened(s)) for s in (x, delta))
+    y, state = _scan(chunk, x, delta, rate, columns(b), columns(c), start)
+    return narrowed(y[:, :length]), jnp.swapaxes(narrowed(state), 1, 2)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -130,19 +140,12 @@ def _forward_kernel(x, delta, rate, b, c, start, y, final, *rest):
     def row(i, state):
         here, steps, values = _tokens(x, delta, b, i)
         written, own_b, own_c = steps * values, b[0, 0, i], c[0, 0, i]
-        finals, outs = [], []
-        for first in range(0, x.shape[2], TOGETHER):
-            some = slice(first, first + TOGETHER)
-            some_state, read = state[:, some], []
-            for t in range(b.shape[4]):
-                own = slice(t, t + 1)
-                decay = jnp.exp2(steps[own, some] * rates[:, some])
-                some_state = decay * some_state + own_b[:, own] * written[own, some]
-                read.append(own_c[:, own] * some_state)
-            finals.append(some_state)
-            outs.append(_sum_states(read, x.dtype))
-        y[0, here] = jnp.concatenate(outs, axis=1).astype(y.dtype)
-        state = jnp.concatenate(finals, axis=1)
+        read = []
+        for t in range(b.shape[4]):
+            own = slice(t, t + 1)
+            state = jnp.exp2(steps[own] * rates) * state + own_b[:, own] * written[own]
+            read.append(state)
+        y[0, here] = _sum_states(own_c, read, x.dtype).astype(y.dtype)
         return state
 
     carried[...] = jax.lax.fori_loop(0, b.shape[2], row, carried[...])
@@ -159,16 +162,22 @@ def _tokens(x, delta, b, i):
     return here, delta[0, here].astype(jnp.float32), x[0, here].astype(jnp.float32)
 
 
-def _dot(x: Array, y: Array, dtype: Any) -> Array:
+def _dot(x: Array, y: Array, dtype: Any, axis: int = 1) -> Array:
+    """The product that sums over that axis of x and the first of y."""
     precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
-    return jnp.dot(x.astype(dtype), y.astype(dtype), precision=precision, preferred_element_type=jnp.float32)
+    dims = (((axis,), (0,)), ((), ()))
+    return jax.lax.dot_general(
+        x.astype(dtype), y.astype(dtype), dims, precision=precision, preferred_element_type=jnp.float32
+    )
 
 
-def _sum_states(terms: list[Array], dtype: Any) -> Array:
-    """Of each token [S, D] -> [R, D]."""
-    rows, size = jnp.concatenate(terms), terms[0].shape[0]
-    token, row = (jax.lax.broadcasted_iota(jnp.int32, (len(terms), len(rows)), axis) for axis in (0, 1))
-    return _dot((token == row // size).astype(jnp.float32), rows, dtype)
+def _sum_states(columns: Array, terms: list[Array], dtype: Any) -> Array:
+    """The columns [S, R] times each token's [S, D] -> [R, D]."""
+    size, length = columns.shape
+    state, token = (jax.lax.broadcasted_iota(jnp.int32, (size, length * size), axis) for axis in (0, 1))
+    repeated = _dot(columns, (state == token % size).astype(jnp.float32), dtype, 0)  # [R, R S]
+    own, token = (jax.lax.broadcasted_iota(jnp.int32, repeated.shape, axis) for axis in (0, 1))
+    return _dot(jnp.where(own == token // size, repeated, 0.0), jnp.concatenate(terms), dtype)
 
 
 def _sum_channels(terms: list[Array], dtype: Any) -> Array:
@@ -241,7 +250,7 @@ def _backward_kernel(x, delta, rate, b, c, before, dy, dfinal, dx, ddelta, drate
         i = rows - 1 - j
         here, steps, values = _tokens(x, delta, b, i)
         written, dout, own_b, own_c = steps * values, dy[0, here].astype(jnp.float32), b[0, 0, i], c[0, 0, i]
-        of_written, of_decay, of_b, of_c = ([dout] * length for _ in range(4))  # to be filled
+        of_state, of_decay, of_b, of_c = ([dout] * length for _ in range(4))  # to be filled
         for t in reversed(range(length)):
             own = slice(t, t + 1)
             decay = jnp.exp2(steps[own] * rates)
@@ -249,14 +258,16 @@ def _backward_kernel(x, delta, rate, b, c, before, dy, dfinal, dx, ddelta, drate
             dstate += own_c[:, own] * dout[own]
             of_c[t] = states[i * length + t + 1] * dout[own]
             of_b[t] = dstate * written[own]
-            of_written[t] = dstate * own_b[:, own]
+            of_state[t] = dstate
             dlog_decay = dstate * decayed
             drates += dlog_decay * steps[own]
             of_decay[t] = dlog_decay * rates
             dstate *= decay
-        dwritten = _sum_states(of_written, dtype)
+        dwritten = _sum_states(own_b, of_state, dtype)
         dx[0, here] = (dwritten * steps).astype(dx.dtype)
-        ddelta[0, here] = (_sum_states(of_decay, dtype) / LOG2_E + dwritten * values).astype(ddelta.dtype)
+        ddelta[0, here] = (_sum_states(jnp.ones(own_b.shape), of_decay, dtype) / LOG2_E + dwritten * values).astype(
+            ddelta.dtype
+        )
         db[0, 0, i], dc[0, 0, i] = _sum_channels(of_b, dtype), _sum_channels(of_c, dtype)
         return dstate, drates
 

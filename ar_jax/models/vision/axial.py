@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -57,8 +58,9 @@ class AxialImageTransformer(nn.Module):
             x = x + self.param(f"position_{axis}", small, (1, *shape, channels))
         streams = [x, x]
         for layer in range(self.num_layers):
-            halves = [self._line(f"layer_{layer}_{half}", half, grid, channels) for half in range(2)]
-            for part in (halves, [ChannelConvMLP(name=f"layer_{layer}_{half}_mlp") for half in range(2)]):
+            halves: list[Any] = [self._line(f"layer_{layer}_{half}", half, grid, channels) for half in range(2)]
+            mlps: list[Any] = [ChannelConvMLP(name=f"layer_{layer}_{half}_mlp") for half in range(2)]
+            for part in (halves, mlps):
                 for half, residual in enumerate(part):
                     if self.reversible:
                         streams[half] = streams[half] + residual(streams[1 - half])

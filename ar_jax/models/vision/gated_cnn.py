@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -72,8 +73,11 @@ class MlpHead(nn.Module):
 
 
 def mamba_out(dims: tuple[int, ...], depths: tuple[int, ...], num_classes: int = 1000) -> Classifier:
-    """The classifier; SIZES holds the paper's, as mamba_out(**SIZES["tiny"])."""
-    patches = (functools.partial(Stem, dims[0]), *(functools.partial(Convolution, dim) for dim in dims[1:]))
+    """A classifier of gated convolutions; SIZES holds the paper's, by the names of these arguments."""
+    patches: tuple[Any, ...] = (
+        functools.partial(Stem, dims[0]),
+        *(functools.partial(Convolution, dim) for dim in dims[1:]),
+    )
     blocks = tuple((GatedCnnBlock,) * depth for depth in depths)
     return Classifier(
         functools.partial(Pyramid, patches, blocks), functools.partial(MlpHead, num_classes), norm_mean=True

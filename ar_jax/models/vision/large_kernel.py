@@ -87,7 +87,7 @@ def van(
     mlp_ratios: tuple[float, ...] = (8, 8, 4, 4),
     num_classes: int = 1000,
 ) -> Classifier:
-    """The classifier; SIZES holds the paper's, as VAN(**SIZES["b2"])."""
+    """A classifier of large kernels; SIZES holds the paper's, by the names of these arguments."""
     sizes = [(7, 4)] + [(3, 2)] * (len(embed_dims) - 1)
     patches = tuple(
         functools.partial(Convolution, dim, kernel, stride, "batch")
