@@ -19,6 +19,7 @@ from ar_jax.config import UsageError, build
 from ar_jax.data import DATASETS, pipeline
 from ar_jax.data.protocol import Dataset, Facts
 from ar_jax.evaluation import reconstruction, report
+from ar_jax.models.from_softmax import becomes, from_softmax
 from ar_jax.orders.protocol import within
 from ar_jax.sampling.loop import Given
 from ar_jax.system import System, check_sections, compiled, from_config
@@ -278,7 +279,9 @@ def _trained_before(config: Mapping[str, Any]) -> Callable[[Any], Any] | None:
         read_config(workdir)  # a missing directory is told now, before anything is written
 
     def start(params: Any) -> Any:
-        if whole:
+        if whole and becomes(read_config(whole), config):
+            params = from_softmax(load(whole).params, params)
+        elif whole:
             params = load(whole, ConfigDict(plain_values(read_config(whole)) | _same_model(config))).params
         return params | {"tokenizer": load(tokenizer).params["tokenizer"]} if tokenizer else params
 

@@ -25,7 +25,7 @@ from ar_jax.feeds.protocol import BLANK, Feed
 from ar_jax.heads import HEADS
 from ar_jax.heads.protocol import Head, Sampling
 from ar_jax.mixers import MIXERS
-from ar_jax.mixers.statistics import changes, is_statistic
+from ar_jax.mixers.statistics import is_statistic
 from ar_jax.models.autoregressive import Autoregressive
 from ar_jax.models.build import build_generator
 from ar_jax.models.conditioning import CONDITIONERS, Condition, Conditioner, NoCondition
@@ -40,7 +40,6 @@ from ar_jax.sampling.likelihood import log_prob
 from ar_jax.sampling.loop import Given, NoiseOfStep, drawn_from, generate
 from ar_jax.tokenizers import TOKENIZERS
 from ar_jax.tokenizers.protocol import Tokenizer
-from ar_jax.training.paths import named_leaves, with_leaves
 
 Params = Any
 SECTIONS = {
@@ -138,16 +137,8 @@ class System:
         """The objective's loss of a batch of data; see `Objective` and `Task`."""
         encode_key, key = jax.random.split(key)
         values = self.tokens_of(params, batch, encode_key)
-        condition = self.condition_of(batch)
-        measured = {name: leaf for name, leaf in named_leaves(params).items() if is_statistic(name)}
-        if not measured:
-            return *self.objective(self.model, params, values, condition, key, progress), {}
-
-        def loss_of(statistics: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
-            return self.objective(self.model, with_leaves(params, statistics), values, condition, key, progress)
-
-        (loss, metrics), moved = changes(loss_of, measured)
-        return loss, metrics, {name: leaf + moved[name] for name, leaf in measured.items()}
+        loss, metrics = self.objective(self.model, params, values, self.condition_of(batch), key, progress)
+        return loss, metrics, {}
 
     def tokens_of(self, params: Params, batch: Mapping[str, Array], key: Array | None = None) -> Array:
         """The tokens of a batch of data, or those that it already holds; drawn with the key where they are random."""

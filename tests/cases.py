@@ -62,6 +62,9 @@ MIXERS: dict[str, dict[str, Any]] = {
     "lightweight_convolution, dynamic, centred": dict(
         kind="lightweight_convolution", num_heads=2, width=4, causal=False, dynamic=True, filter_bias=True
     ),
+    "combiner": dict(kind="combiner", num_heads=2, width=2),
+    "combiner, logsparse": dict(kind="combiner", num_heads=2, factorization="logsparse"),
+    "combiner, axial": dict(kind="combiner", num_heads=2, factorization="axial", width=3),
     "loki": dict(kind="loki", num_heads=4, num_kv_heads=2, num_keys=3, rank=2),
     "multiresolution": dict(kind="multiresolution", num_heads=2, num_blocks=16, block_size=4),
     "native_sparse": dict(kind="native_sparse", num_heads=4, num_kv_heads=2, block_size=2, num_blocks=3, window=2),
@@ -75,6 +78,7 @@ MIXERS: dict[str, dict[str, Any]] = {
         kind="seer_attention", num_heads=2, num_blocks=4, block_size=2, threshold=0.3, groups="average_project"
     ),
     "seer_attention, dense": dict(kind="seer_attention", num_heads=2, block_size=3, gate_norm=True, dense=True),
+    "select_and_pack": dict(kind="select_and_pack", num_heads=2),
     "sparsek": dict(kind="sparsek", num_heads=4, num_kv_heads=2, num_keys=2, window=1, position_slope=0.01),
     "sparsek, straight-through": dict(
         kind="sparsek", num_heads=2, num_keys=2, capacity=3, window=2, gates="straight_through", gate_keys=False

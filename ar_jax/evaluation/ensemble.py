@@ -1,4 +1,4 @@
-"""The mean of a model's random sub-models at test (arXiv:2306.01705, sec. 3.4)."""
+"""The mean of a model's random sub-models at test (arXiv:2306.01705)."""
 
 from __future__ import annotations
 

@@ -123,5 +123,8 @@ def _oldest_first(rings: Rings) -> tuple[tuple[Array, Array], Array]:
     age = jnp.arange(window)[None, None, None]
     slot = (rings.count[..., None] + age) % window
     label = jnp.where(age >= window - rings.count[..., None], jnp.arange(clusters)[None, None, :, None], -1)
-    k, v = (jnp.take_along_axis(a, slot[..., None], axis=3).reshape(batch, heads, -1, a.shape[-1]) for a in (rings.k, rings.v))
+    k, v = (
+        jnp.take_along_axis(a, slot[..., None], axis=3).reshape(batch, heads, -1, a.shape[-1])
+        for a in (rings.k, rings.v)
+    )
     return (k, v), label.reshape(batch, heads, -1)

@@ -84,7 +84,9 @@ def on_each_device(form: Callable[..., Any], arrays: Any, axes: Any, out_axes: A
 
     def spec(array: Any, axis: tuple[str | None, ...]) -> PartitionSpec:
         sizes = array.shape if array is not None else (0,) * len(axis)
-        return PartitionSpec(*(cut[kind] if kind and size != 1 else None for kind, size in zip(axis, sizes, strict=True)))
+        return PartitionSpec(
+            *(cut[kind] if kind and size != 1 else None for kind, size in zip(axis, sizes, strict=True))
+        )
 
     ins = jax.tree.unflatten(jax.tree.structure(arrays), [spec(*pair) for pair in zip(leaves, each, strict=True)])
     outs = jax.tree.map(lambda axis: spec(None, axis), out_axes, is_leaf=is_axes)

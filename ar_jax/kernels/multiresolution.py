@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -9,7 +12,10 @@ from jax import Array
 from ar_jax.kernels.step_attention.visibility import UNSEEN
 
 MODES = ("full", "sparse")
-PRIOR, CERTAIN = 5e3, 1e4  # added to the scores of pairs that are taken first, and of those that must not be approximated
+PRIOR, CERTAIN = (
+    5e3,
+    1e4,
+)  # added to the scores of pairs that are taken first, and of those that must not be approximated
 
 
 def multiresolution(
@@ -60,8 +66,9 @@ def multiresolution(
 
     there, owner = blocks(present), blocks(segment)
     q, k, v = (jnp.moveaxis(blocks(a) * there[..., None, None].astype(a.dtype), 3, 1) for a in (q, k, v))
-    options = (num_blocks, mode, first_blocks, diagonal_blocks)
-    one = lambda *arrays: _one_head(*arrays, *options)  # noqa: E731
+    options: dict[str, Any] = {"num_blocks": num_blocks, "mode": mode}
+    options |= {"first_blocks": first_blocks, "diagonal_blocks": diagonal_blocks}
+    one: Any = functools.partial(_one_head, **options)
     out = jax.vmap(jax.vmap(one, (0, 0, 0, None, None)))(q, k, v, there, owner)  # [B, N, M, block_size, H]
     return jnp.moveaxis(out.reshape(batch, heads, -1, v.shape[-1]), 1, 2)[:, :length]
 
@@ -72,6 +79,7 @@ def _one_head(
     v: Array,
     there: Array,
     owner: Array,
+    *,
     num_blocks: int,
     mode: str,
     first_blocks: int,
@@ -93,7 +101,9 @@ def _one_head(
     peak = jnp.full(q.shape[:2], UNSEEN).at[row].max(jax.lax.stop_gradient(fine.max(axis=2)))
     peak = jnp.maximum(peak, jax.lax.stop_gradient(coarse.max(axis=1, keepdims=True)))  # [M, block_size]
     near = jnp.where(seen, jnp.exp(fine - peak[row][:, :, None]), 0)
-    far = jnp.where(rest[:, None], jnp.exp(coarse[:, None] - peak[..., None]), 0) * count[None, None]  # [M, block_size, M]
+    far = (
+        jnp.where(rest[:, None], jnp.exp(coarse[:, None] - peak[..., None]), 0) * count[None, None]
+    )  # [M, block_size, M]
     total = far.sum(axis=2).at[row].add(near.sum(axis=2))
     read = (far @ mean_v).at[row].add(jnp.einsum("mts,msh->mth", near, v[column].astype(jnp.float32)))
     out = jnp.where((total > 0)[..., None], read / jnp.where(total > 0, total, 1)[..., None], 0)

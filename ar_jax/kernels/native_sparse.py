@@ -79,9 +79,7 @@ def native_sparse(
     first, limit = jnp.broadcast_to(first, shape), jnp.broadcast_to(limit, shape)
     out, lse, chosen = in_query_chunks(choose, (q, first, limit), LARGEST_TABLE // begin.shape[1])
     starts = jax.vmap(lambda row, i: row[i])(begin, chosen)
-    read, _ = selected_attention(
-        q, k, v, jnp.where(chosen >= 0, starts, -1), limit, block_size=block_size, scale=scale
-    )
+    read, _ = selected_attention(q, k, v, jnp.where(chosen >= 0, starts, -1), limit, block_size=block_size, scale=scale)
     return out, lse, jnp.pad(chosen, ((0, 0),) * 3 + ((0, num_blocks - count),), constant_values=-1), read
 
 

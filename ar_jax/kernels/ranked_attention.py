@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -35,14 +37,17 @@ def ranked_attention(
     """
     (batch, length), (size, shared) = q.shape[:2], k.shape[1:3]
     narrow = k[..., :rank]
-    lower, upper = (jnp.broadcast_to(jnp.swapaxes(a, 1, 2), (batch, length, a.shape[1])) for a in (visible.lower, visible.upper))
+    lower, upper = (
+        jnp.broadcast_to(jnp.swapaxes(a, 1, 2), (batch, length, a.shape[1])) for a in (visible.lower, visible.upper)
+    )
 
     def choose(q: Array, lower: Array, upper: Array) -> Array:
         """The places [B, T, N, num_keys] of the keys to be read, -1 where there are fewer."""
         grouped = q[..., :rank].reshape(*q.shape[:2], shared, -1, rank)
         score = jnp.einsum("btkgr,bskr->btkgs", grouped, narrow, preferred_element_type=jnp.float32)
         bounds = (jnp.swapaxes(a, 1, 2) for a in (lower, upper))
-        seen = visible.replace(**dict(zip(("lower", "upper"), bounds, strict=True))).dense()
+        low, high = bounds
+        seen = dataclasses.replace(visible, lower=low, upper=high).dense()
         score = jnp.where(seen[:, :, None, None], score, -jnp.inf).reshape(*q.shape[:3], size)
         best, place = jax.lax.top_k(score, min(num_keys, size))
         return jnp.where(best > -jnp.inf, place, -1)

@@ -8,7 +8,9 @@ from jax import Array
 
 from ar_jax.kernels.selected_attention import masked_softmax
 
-ITSELF = -5e4  # the logit of a token that reads itself, where queries are keys: it does so only where it reads nothing else
+ITSELF = (
+    -5e4
+)  # the logit of a token that reads itself, where queries are keys: it does so only where it reads nothing else
 
 
 def unit(x: Array) -> Array:
@@ -69,7 +71,9 @@ def balanced_clusters(
     rows = jax.vmap(jax.vmap(lambda a, i: a[i]))
     labels = jax.vmap(lambda a, i: a[i])
     asked, keys, values = rows(q, asking), rows(k, read), rows(v, read)  # [B, N, C, W, H]
-    seen = labels(present, read)[..., None, :] & (labels(segment, asking)[..., None] == labels(segment, read)[..., None, :])
+    seen = labels(present, read)[..., None, :] & (
+        labels(segment, asking)[..., None] == labels(segment, read)[..., None, :]
+    )
     logits = jnp.einsum("bncqh,bnckh->bncqk", asked, keys, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     if causal:
         seen &= asking[..., None] >= read[..., None, :]
@@ -77,7 +81,9 @@ def balanced_clusters(
         logits = jnp.where(asking[..., None] == read[..., None, :], ITSELF, logits)
     if memory is not None:
         old_keys, old_values = (jnp.broadcast_to(a[None], (batch, *a.shape)) for a in memory)
-        more = jnp.einsum("bncqh,bnckh->bncqk", asked, old_keys, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+        more = (
+            jnp.einsum("bncqh,bnckh->bncqk", asked, old_keys, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+        )
         logits = jnp.concatenate([more, logits], axis=-1)
         seen = jnp.concatenate([jnp.ones(more.shape, bool), seen], axis=-1)
         values = jnp.concatenate([old_values.astype(values.dtype), values], axis=3)

@@ -3,6 +3,7 @@
 from ar_jax.mixers.aft import AFT
 from ar_jax.mixers.axial import Axial
 from ar_jax.mixers.chela import CHELA
+from ar_jax.mixers.combiner import Combiner
 from ar_jax.mixers.convolution import Convolution
 from ar_jax.mixers.fnet import FNet
 from ar_jax.mixers.gss import GSS
@@ -18,34 +19,37 @@ from ar_jax.mixers.native_sparse import NativeSparse
 from ar_jax.mixers.neighborhood import Neighborhood
 from ar_jax.mixers.routing import Routing
 from ar_jax.mixers.seer_attention import SeerAttention
+from ar_jax.mixers.select_and_pack import SelectAndPack
 from ar_jax.mixers.softmax import Softmax
 from ar_jax.mixers.sparsek import SparseK
+from ar_jax.mixers.subsampled import Subsampled
 from ar_jax.mixers.toeplitz import Toeplitz
 from ar_jax.mixers.vision_retention import VisionRetention
-from ar_jax.mixers.subsampled import Subsampled
 
 MIXERS = {
-    "routing": Routing,
-    "seer_attention": SeerAttention,
     "softmax": Softmax,
-    "sparsek": SparseK,
-    "subsampled": Subsampled,
     "linear": Linear,
     "convolution": Convolution,
-    "fnet": FNet,
     "aft": AFT,
-    "gss": GSS,
+    "axial": Axial,
     "chela": CHELA,
-    "mega": Mega,
+    "combiner": Combiner,
+    "fnet": FNet,
+    "gss": GSS,
     "hrrformer": Hrrformer,
-    "linformer": Linformer,
+    "lightnet": LightNet,
     "lightweight_convolution": LightweightConvolution,
+    "linformer": Linformer,
     "loki": Loki,
+    "mega": Mega,
     "multiresolution": MultiResolution,
     "native_sparse": NativeSparse,
     "neighborhood": Neighborhood,
-    "axial": Axial,
-    "vision_retention": VisionRetention,
-    "lightnet": LightNet,
+    "routing": Routing,
+    "seer_attention": SeerAttention,
+    "select_and_pack": SelectAndPack,
+    "sparsek": SparseK,
+    "subsampled": Subsampled,
     "toeplitz": Toeplitz,
+    "vision_retention": VisionRetention,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -61,7 +62,7 @@ class BlockGate(nn.Module):
         key_heads = self.num_heads if self.query_pools and not self.project_queries else self.num_kv_heads
         width = len(self.key_pools) * self.head_dim
         self.key_weight = self.param("key_weight", start, (key_heads, width, self.hidden), self.param_dtype)
-        self.query_weight = None if shape is None else self.param("query_weight", start, shape, self.param_dtype)
+        self.query_weight: Any = None if shape is None else self.param("query_weight", start, shape, self.param_dtype)
         if self.qk_norm:
             self.query_norm, self.key_norm = (nn.RMSNorm(epsilon=1e-6, param_dtype=self.param_dtype) for _ in range(2))
 

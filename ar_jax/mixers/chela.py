@@ -21,7 +21,7 @@ from ar_jax.mixers.short_convolution import Ring, empty_ring, short_convolution
 
 @struct.dataclass
 class ChelaState:
-    """What CHELA remembers, whatever the length.
+    """What CHELA remembers, whatever the length; None for a whole sequence.
 
     Attributes:
       short: the last values that the short filters reach.
@@ -29,9 +29,9 @@ class ChelaState:
       memory: [B, N, Z, H] float32, of linear attention.
     """
 
-    short: Ring
-    long: Ring
-    memory: Array
+    short: Ring | None
+    long: Ring | None
+    memory: Array | None
 
 
 class CHELA(nn.Module):
@@ -88,14 +88,16 @@ class CHELA(nn.Module):
     @nn.nowrap
     def init_state(self, batch_size: int, max_len: int, max_step_len: int) -> ChelaState:
         """See Mixer."""
-        rings = (empty_ring(batch_size, w, self.embed_dim, self.dtype) for w in (self.short_width, self.long_width))
+        short, long = (
+            empty_ring(batch_size, width, self.embed_dim, self.dtype) for width in (self.short_width, self.long_width)
+        )
         size = (batch_size, self.num_heads, self.z_dim // self.num_heads, self.value_dim // self.num_heads)
-        return ChelaState(*rings, jnp.zeros(size, jnp.float32))
+        return ChelaState(short, long, jnp.zeros(size, jnp.float32))
 
     def __call__(self, x: Array, tokens: Tokens, state: ChelaState | None = None) -> tuple[Array, ChelaState | None]:
         """See Mixer. Tokens of one step read each other in the order they are fed."""
         x = x.astype(self.dtype)
-        before: Any = ChelaState(None, None, None) if state is None else state  # type: ignore[arg-type]  # a whole sequence
+        before = ChelaState(None, None, None) if state is None else state
         near, short = short_convolution(x, self.short, tokens, before.short)
         far, long = finite_convolution(nn.silu(near), self.long, tokens, before.long)
         convolved = nn.silu(far).astype(self.dtype)
@@ -116,9 +118,7 @@ class CHELA(nn.Module):
         if starts is not None:  # what was before fades at once
             log_decay = jnp.broadcast_to(jnp.where(starts[..., None], FORGOTTEN, 0.0), q.shape[:3])
         scale = q.shape[-1] ** -0.5
-        return linear_attention(
-            q * scale, k, v, log_decay=log_decay, initial_state=state, chunk_size=self.chunk_size
-        )
+        return linear_attention(q * scale, k, v, log_decay=log_decay, initial_state=state, chunk_size=self.chunk_size)
 
 
 def _fading(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:

@@ -90,34 +90,30 @@ class Linear(nn.Module):
         q, k, v = (split_heads(project(x), self.num_heads) for project in (self.query, self.key, self.value))
         q, k = phi(q * self.dims[1] ** -0.5), phi(k)
         log_decay = self._log_decay(x)
+        if log_decay is not None and log_decay.ndim == 1 and (writes is not None or starts is not None):
+            log_decay = jnp.broadcast_to(log_decay[None, None], (*x.shape[:2], self.dims[0]))
         if writes is not None:  # a query or padding writes nothing, and time stands still for it
             k = jnp.where(writes[..., None, None], k, 0)
             log_decay = None if log_decay is None else jnp.where(writes[..., None], log_decay, 0)
         if starts is not None:  # what was before fades at once
             log_decay = jnp.zeros((*x.shape[:2], self.dims[0])) if log_decay is None else log_decay
             log_decay = jnp.where(starts[..., None], FORGOTTEN, log_decay)
-        if self.normalize:
-            v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
         out, after = linear_attention(
             q,
             k,
             v,
             log_decay=log_decay,
             initial_state=state,
+            normalize=self.normalize,
             chunk_size=self.chunk_size,
             implementation=self.implementation,
         )
-        if self.normalize:
-            out = out[..., :-1] / jnp.where(jnp.abs(out[..., -1:]) < 1e-6, 1e-6, out[..., -1:])
-        else:
-            out = self.norm(out)
-        return self.out(merge_heads(out)), after
+        return self.out(merge_heads(out if self.normalize else self.norm(out))), after
 
     def _log_decay(self, x: Array) -> Array | None:
-        """[B, T, N] nats, or None."""
+        """[N] or [B, T, N] nats, or None."""
         if self.decay == "none":
             return None
         if self.decay == "learned":
             return jax.nn.log_sigmoid(self.gate(x).astype(jnp.float32)) / 16
-        fixed = np.log1p(-(2.0 ** (-5 - np.arange(self.dims[0])))).astype(np.float32)
-        return jnp.broadcast_to(fixed[None, None], (*x.shape[:2], self.dims[0]))
+        return jnp.asarray(np.log1p(-(2.0 ** (-5 - np.arange(self.dims[0])))), jnp.float32)

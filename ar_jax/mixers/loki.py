@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -74,7 +75,7 @@ class Loki(nn.Module):
         """See Mixer."""
         components = self.statistics().astype(self.dtype)
         new = self.softmax.entries(x, tokens)
-        new = new.replace(k=jnp.einsum("bksh,krh->bksr", new.k, components))
+        new = dataclasses.replace(new, k=jnp.einsum("bksh,krh->bksr", new.k, components))
         if state is not None:
             state = state.append(new)
         readable = new if state is None else state

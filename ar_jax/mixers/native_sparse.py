@@ -96,7 +96,7 @@ class NativeSparse(nn.Module):
         if self.rope_base:
             q, k = (rotate(a, tokens.position, self.rope_base) for a in (q, k))
         (q, k, v), writes, starts, back = in_time((q, k, split_heads(self.value(x), shared)), tokens)
-        before = self.init_state(*x.shape[:2], 1) if state is None else state
+        before = self.init_state(x.shape[0], x.shape[1], 1) if state is None else state
         line, reach = extended(before.line, k, v, writes, starts)
         after = self._added(before, line, reach, k, v)
         branches = [back(out) for out in self._read(q, after, reach, starts is not None)]
@@ -117,8 +117,8 @@ class NativeSparse(nn.Module):
             blocks = _packed_blocks(line, reach, self.block_size)
         else:
             begin = jnp.arange(0, size, self.block_size, dtype=jnp.int32)[None]
-            means = ((a / self.block_size).astype(k.dtype) for a in (state.key_sum, state.value_sum))
-            blocks = Blocks(*means, begin)
+            mean_k, mean_v = ((a / self.block_size).astype(k.dtype) for a in (state.key_sum, state.value_sum))
+            blocks = Blocks(mean_k, mean_v, begin)
         options: dict[str, Any] = {"block_size": self.block_size, "num_blocks": self.num_blocks, "scale": scale}
         compressed, _, _, selected = native_sparse(q, k, v, blocks, reach.first, reach.limit, **options)
         if q.shape[1] <= FEW_QUERIES:
@@ -128,7 +128,11 @@ class NativeSparse(nn.Module):
             return compressed, selected, near
         place = jnp.arange(size, dtype=jnp.int32)[None]
         # A key is read from its segment's first place on, and within the window: bounds on one coordinate, its place.
-        reached = {"query_position": reach.first[..., None], "key_position": place[..., None], "reach": ((0, size),)}
+        reached: dict[str, Any] = {
+            "query_position": reach.first[..., None],
+            "key_position": place[..., None],
+            "reach": ((0, size),),
+        }
         near = step_attention(q, k, v, reach.limit - 1, place, window=self.window, scale=scale, **reached)
         return compressed, selected, near
 

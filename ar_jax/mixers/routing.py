@@ -118,12 +118,13 @@ class Routing(nn.Module):
         means, remembered = self.statistics(), tokens.step < NEVER
         remembered &= jnp.arange(x.shape[1])[None] < tokens.num_remembered
         routes = [unit(jax.lax.stop_gradient(a)) for a in ((q,) if self.shared else (q, k))]
-        turned = [rotate(a, tokens.position, self.rope_base) if self.rope_base else a for a in (q, k)]
+        if self.rope_base:
+            q, k = (rotate(a, tokens.position, self.rope_base) for a in (q, k))
         rings, local = state if state and self.causal else (None, None)
         if self.causal:
-            out, rings = self._latest(*turned, v, routes, means, tokens, rings)
+            out, rings = self._latest(q, k, v, routes, means, tokens, rings)
         else:
-            out = self._balanced(*turned, v, tokens, means)
+            out = self._balanced(q, k, v, tokens, means)
         mixed = self.out(merge_heads(out))
         if self.local_heads:
             near, local = self.local(x, tokens, local)

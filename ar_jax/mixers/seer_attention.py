@@ -106,7 +106,7 @@ class SeerAttention(nn.Module):
                 f"config.model.mixer: block_size and num_blocks must be at least 1, and threshold={self.threshold} in [0, 1)."
             )
         width = self.gate_dim or head_dim
-        options = {"groups": self.groups, "qk_norm": self.gate_norm, "param_dtype": self.param_dtype}
+        options: dict[str, Any] = {"groups": self.groups, "qk_norm": self.gate_norm, "param_dtype": self.param_dtype}
         self.gate = BlockGate(heads, shared, head_dim, width, **options)
         self.statistics = Statistics((), nn.initializers.zeros, "divergence")
 
@@ -133,7 +133,7 @@ class SeerAttention(nn.Module):
         turned = [rotate(a, tokens.position, self.rope_base) if self.rope_base else a for a in (q, k)]
         asked = self.gate.queries(jax.lax.stop_gradient(q))
         (q, turned_k, k, v, asked), writes, starts, back = in_time((turned[0], turned[1], k, v, asked), tokens)
-        before = self.init_state(*x.shape[:2], 1) if state is None else state
+        before = self.init_state(x.shape[0], x.shape[1], 1) if state is None else state
         line, reach = extended(before.line, turned_k, v, writes, starts)
         if starts is None:
             after = Pools(line, self._pooled(before.pools, line, reach, jax.lax.stop_gradient(k)))
@@ -154,7 +154,7 @@ class SeerAttention(nn.Module):
         """[B, T, N, H] in time order."""
         if self.dense:
             place = jnp.arange(line.k.shape[1], dtype=jnp.int32)[None]
-            bounds = {"query_position": reach.first[..., None], "key_position": place[..., None]}
+            bounds: dict[str, Any] = {"query_position": reach.first[..., None], "key_position": place[..., None]}
             return step_attention(q, line.k, line.v, reach.limit - 1, place, **bounds, reach=((0, place.shape[1]),))
         begin = jnp.broadcast_to(begin, (len(q), begin.shape[1]))
 
@@ -189,7 +189,9 @@ class SeerAttention(nn.Module):
         opens = (reach.place < count) & ((reach.place - reach.first) % size == 0)
         begin = jnp.sort(jnp.where(opens, reach.place, 2**29), axis=1)
         index = jnp.minimum(begin[..., None] + jnp.arange(size)[None, None], count - 1)
-        plain = extended(empty_line(*k.shape[:2], *k.shape[2:], jnp.float32), k, k, reach.place < count, None)[0].k
+        plain = extended(
+            empty_line(k.shape[0], k.shape[1], k.shape[2], k.shape[3], jnp.float32), k, k, reach.place < count, None
+        )[0].k
         rows = jax.vmap(lambda a, i: a[i])(plain, index)
         return begin, jnp.stack([rows.max(axis=2), rows.min(axis=2), rows.sum(axis=2)], axis=3)
 

@@ -100,7 +100,7 @@ def centered_convolution(values: Array, filters: Array, lookahead: int, tokens: 
         at = slice(width - 1 - j, width - 1 - j + length)
         weight = filters[j][None, None] if filters.ndim == 2 else filters[:, :, j]
         past = line[:, at]
-        if segment is not None:
+        if segment is not None and own is not None:
             past = jnp.where(jnp.equal(segment[:, at], own)[..., None], past, 0)
         mixed += jnp.repeat(weight, channels // groups, axis=-1).astype(past.dtype) * past
     return mixed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from typing import ClassVar
@@ -176,7 +177,7 @@ class Softmax(nn.Module):
             raise ValueError("packed segments are fed whole, without a state")
         new = self.entries(x, tokens)
         if state is not None and self.forget_gate:  # sums go on from the last one, which is the least
-            new = new.replace(forgotten=new.forgotten + state.forgotten.min(axis=2, keepdims=True))
+            new = dataclasses.replace(new, forgotten=new.forgotten + state.forgotten.min(axis=2, keepdims=True))
         if state is None:
             readable = new
         elif self.window:  # the ring still needs what this piece would overwrite

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from ar_jax.mixers.key_line import in_time
 from ar_jax.mixers.positions import rotate
 from ar_jax.mixers.protocol import Tokens, merge_heads, split_heads
 
+Read = Callable[[Any, tuple[Array, ...]], tuple[Any, Array]]
 GATES = ("soft", "straight_through")
 CHUNK = 64  # tokens that are read and written at a time
 
@@ -182,7 +184,7 @@ def _kept(keys: dict[str, Array], count: Array, first: Array, window: int, size:
     return Pool(**kept, count=count, first=first)
 
 
-def _in_chunks(read: functools.partial, fed: tuple[Array, ...], pool: Pool) -> tuple[Array, Pool]:
+def _in_chunks(read: Read, fed: tuple[Array, ...], pool: Pool) -> tuple[Array, Pool]:
     """read over chunks of the arrays [B, T, ...], one after the other; what fills up the last one leaves no trace."""
     length = fed[0].shape[1]
     if length <= CHUNK:

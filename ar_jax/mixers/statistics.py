@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -34,7 +32,10 @@ class Statistics(nn.Module):
         return jax.lax.stop_gradient(self.value)
 
     def moves(self, change: Array, out: Array) -> Array:
-        """`out` as it is; the array's gradient by it is not a gradient but `change`: see `changes`."""
+        """`out` as it is; its derivative by the array is not a gradient but `change`, which training adds to the array.
+
+        So changes pass scans, rematerialisation and the cut over devices. They do not depend on what they are passed with.
+        """
         return _noted(out, self.value, jax.lax.stop_gradient(change))
 
 
@@ -49,14 +50,3 @@ _noted.defvjp(lambda out, value, change: (out, change), lambda change, d_out: (d
 def is_statistic(name: str) -> bool:
     """Whether a leaf of this name is measured, not trained."""
     return SCOPE in name.split("/")[:-1]
-
-
-def changes(function: Any, statistics: dict[str, Array]) -> tuple[Any, dict[str, Array]]:
-    """function(statistics), (a scalar, more), and by how much each statistic moves.
-
-    Mixers hand on their changes as gradients: these pass scans, rematerialisation and the cut over devices. As they do not
-    depend on what they are the gradients of, no other gradient is worked out on the way.
-    """
-    value, pull, more = jax.vjp(function, statistics, has_aux=True)
-    (moved,) = pull(jnp.ones_like(value))
-    return (value, more), jax.lax.stop_gradient(moved)

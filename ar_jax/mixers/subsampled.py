@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, ClassVar
 
 import jax
@@ -67,9 +68,12 @@ class Subsampled(nn.Module):
         if state is not None or not self.has_rng("dropout") or length <= self.window or self.is_initializing():
             return self.softmax(x, tokens, state)
         remembered = jnp.broadcast_to(jnp.arange(length)[None] < tokens.num_remembered, (len(x), length))
-        labels = {"step": tokens.step, "segment": jnp.zeros_like(tokens.step) if tokens.segment is None else tokens.segment}
+        labels = {
+            "step": tokens.step,
+            "segment": jnp.zeros_like(tokens.step) if tokens.segment is None else tokens.segment,
+        }
         labels = {name: jnp.broadcast_to(a, remembered.shape) for name, a in labels.items()} | {"there": remembered}
-        everything = self.softmax.entries(x, tokens.replace(num_remembered=length))
+        everything = self.softmax.entries(x, dataclasses.replace(tokens, num_remembered=length))
         k, v = (jnp.swapaxes(a, 1, 2) for a in (everything.k, everything.v))
         (q, k, v, labels), _, _, back = in_time((self.softmax.queries(x, tokens), k, v, labels), tokens)
         place = jnp.arange(length, dtype=jnp.float32)

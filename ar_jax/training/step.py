@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
+from ar_jax.mixers.statistics import is_statistic
 from ar_jax.training.paths import named_leaves, with_leaves, without
 from ar_jax.training.protocol import Batch, Metrics, Params, Task
 from ar_jax.training.schedules import Schedule
@@ -111,17 +112,21 @@ def _loss_and_gradients(
 ) -> tuple[jax.Array, Any, Metrics, dict[str, jax.Array]]:
     """Loss, float32 gradients of what is not frozen and metrics of a batch, as means over its micro-batches.
 
-    Also returns the replaced leaves: micro-batches come one after another, so what one leaves the next one sees.
+    Also returns the replaced leaves, statistics of mixers among them, whose derivatives are their changes: micro-batches come
+    one after another, so what one leaves the next one sees.
     """
 
     def part(rows: Batch, part_key: jax.Array, held: dict[str, jax.Array]) -> Any:
-        def loss_of(trained: Params) -> Any:
-            loss, metrics, replaced = task.loss(
-                with_leaves(params, named_leaves(trained) | held), rows, part_key, progress
-            )
+        def loss_of(trained: Params, measured: dict[str, jax.Array]) -> Any:
+            leaves = named_leaves(trained) | held | measured
+            loss, metrics, replaced = task.loss(with_leaves(params, leaves), rows, part_key, progress)
             return loss, (dict(metrics), _checked(task, params, replaced))
 
-        (loss, (metrics, replaced)), gradients = jax.value_and_grad(loss_of, has_aux=True)(without(params, task.frozen))
+        known = named_leaves(params) | held
+        measured = {name: known[name] for name in known if is_statistic(name) and task.frozen(name)}
+        gradient_of = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
+        (loss, (metrics, replaced)), (gradients, changes) = gradient_of(without(params, task.frozen), measured)
+        replaced |= {name: leaf + changes[name] for name, leaf in measured.items()}
         return to_float32((loss, gradients, metrics)), held | replaced
 
     if accumulate_steps == 1:

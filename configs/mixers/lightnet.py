@@ -10,7 +10,7 @@ VARIANTS = text.VARIANTS
 def get_config(variant: str = "base") -> ConfigDict:
     """A decoder of LightNet layers with rotated keys (MD-LRPE, on the one axis that text has).
 
-    `python train.py --config=configs/mixers/lightnet.py:smoke --workdir=DIR`: 40 steps to BITS bits per byte held out
+    `python train.py --config=configs/mixers/lightnet.py:smoke --workdir=DIR`: 40 steps to 5.12 bits per byte held out
     (of scikit-learn's texts).
     """
     return text.language_model(variant, dict(kind="lightnet", num_heads=4, rotation="cosine"))

@@ -10,7 +10,7 @@ VARIANTS = digits_masked.VARIANTS
 def get_config(variant: str = "base") -> ConfigDict:
     """LightNet layers in both directions, with MD-LRPE on rows and columns.
 
-    `python train.py --config=configs/mixers/lightnet_digits.py:smoke --workdir=DIR`: 40 steps to BITS bits per dimension
+    `python train.py --config=configs/mixers/lightnet_digits.py:smoke --workdir=DIR`: 40 steps to 2.45 bits per dimension
     held out.
     """
     config = digits_masked.get_config(variant)

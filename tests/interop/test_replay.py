@@ -18,6 +18,14 @@ FIXTURES = Path(os.environ.get("AR_JAX_FIXTURES", Path(__file__).parents[3] / "s
 SYSTEMS = {
     "visual": ("llamagen", "var", "mar", "rar", "arpg", "titok", "maskgit"),
     "mixers": (
+        "fla_forgetting_attn",
+        "fla_nsa",
+        "loki",
+        "mra",
+        "routing",
+        "seerattention",
+        "sparsek",
+        "tree_attention",
         "natten",
         "axial",
         "halo_attention",

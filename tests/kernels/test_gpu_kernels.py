@@ -10,17 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ar_jax.kernels.step_attention import FORMS, visibility
+from ar_jax.kernels import delta_attention, linear_attention, selective_scan, step_attention
+from ar_jax.kernels.step_attention import visibility
 
 NEVER = np.iinfo(np.int32).max
 # float32: sums of some 40 terms of order one. bfloat16 keeps 8 bits: logits, weights and results each round by up to 1/256.
 TOLERANCE = {"float32": 2e-5, "bfloat16": 5e-2}
+PAIR = ("pallas_gpu", "reference")
 
 
 @pytest.fixture(autouse=True)
 def blocks_that_do_not_hold_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("pallas_gpu_blocks", "pallas_gpu_decode"):
         monkeypatch.setattr(sys.modules[f"ar_jax.kernels.step_attention.{module}"], "LARGEST_BLOCK", 16)
+    monkeypatch.setattr(sys.modules["ar_jax.kernels.selective_scan.pallas_gpu"], "CHANNELS", 8)
 
 
 def results(form: Any, arrays: dict[str, Any], rest: dict[str, Any]) -> Any:
@@ -62,7 +65,9 @@ def mask_of(kind: str, r: np.random.Generator, batch: int, time: int, keys: int)
     if kind == "window":
         options = {"window": 5}
     if kind == "segments":
-        options = {f"{side}_segment": jnp.asarray(row // 7, jnp.int32) for side, row in (("query", query), ("key", key))}
+        options = {
+            f"{side}_segment": jnp.asarray(row // 7, jnp.int32) for side, row in (("query", query), ("key", key))
+        }
     return visibility(jnp.asarray(query, jnp.int32), jnp.asarray(key, jnp.int32), **options)
 
 
@@ -99,5 +104,72 @@ def test_step_attention_is_the_equation(
         "sinks": normal(r, heads) if "sinks" in more else None,
     }
     rest = {"visible": mask_of(mask, r, batch, time, keys), "scale": head_dim**-0.5, "soft_cap": soft_cap}
-    found, expected = (results(FORMS[name], arrays, rest) for name in ("pallas_gpu", "reference"))
+    found, expected = (results(step_attention.FORMS[name], arrays, rest) for name in PAIR)
+    assert_close(found, expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(
+    ("decay", "has_bonus", "strength", "dtype"),
+    [
+        (None, False, 0.0, "float32"),
+        ("head", True, 0.3, "float32"),
+        ("step", False, 30.0, "float32"),  # nothing is left after a few tokens, and weak decays keep their digits
+        ("step", False, 0.3, "bfloat16"),
+        ("channel", False, 30.0, "float32"),
+        ("channel", True, 0.3, "bfloat16"),
+    ],
+)
+def test_linear_attention_is_the_equation(decay: str | None, has_bonus: bool, strength: float, dtype: str) -> None:
+    r, (batch, time, heads, head_dim, width) = np.random.default_rng(0), (1, 37, 2, 24, 20)
+    tokens = (batch, time, heads)
+    sizes = {"head": (heads,), "step": tokens, "channel": (*tokens, head_dim)}
+    arrays: dict[str, Any] = {
+        "q": normal(r, *tokens, head_dim, dtype=dtype),
+        "k": normal(r, *tokens, head_dim, dtype=dtype),
+        "v": normal(r, *tokens, width, dtype=dtype),
+        "log_decay": None if decay is None else -strength * jnp.abs(normal(r, *sizes[decay])),
+        "bonus": normal(r, heads, head_dim) if has_bonus else None,
+        "initial_state": normal(r, batch, heads, head_dim, width),
+    }
+    found, expected = (results(linear_attention.FORMS[name], arrays, {"chunk_size": 32}) for name in PAIR)
+    assert_close(found, expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rule", ["delta", "dplr"])
+def test_delta_rules_are_the_equations(rule: str, dtype: str) -> None:
+    r, (batch, time, heads, head_dim, width) = np.random.default_rng(0), (1, 37, 2, 24, 20)
+    tokens = (batch, time, heads)
+
+    def unit(length: float) -> jax.Array:
+        a = normal(r, *tokens, head_dim)
+        return (length * a / jnp.linalg.norm(a, axis=-1, keepdims=True)).astype(dtype)
+
+    arrays: dict[str, Any] = {
+        "q": normal(r, *tokens, head_dim, dtype=dtype),
+        "k": unit(1.0),
+        "v": normal(r, *tokens, width, dtype=dtype),
+        "initial_state": normal(r, batch, heads, head_dim, width),
+    }
+    if rule == "delta":
+        arrays |= {"beta": jax.nn.sigmoid(normal(r, *tokens)), "log_decay": -jnp.abs(normal(r, *tokens))}
+    else:
+        arrays |= {"a": unit(1.0), "b": unit(0.5), "log_decay": -jnp.abs(normal(r, *tokens, head_dim))}
+    forms = {"delta": delta_attention.FORMS, "dplr": delta_attention.DPLR_FORMS}[rule]
+    found, expected = (results(forms[name], arrays, {"chunk_size": 16}) for name in PAIR)
+    assert_close(found, expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(("states", "groups", "dtype"), [(5, 1, "float32"), (4, 3, "bfloat16")])
+def test_selective_scan_is_the_equation(states: int, groups: int, dtype: str) -> None:
+    r, (batch, time, channels) = np.random.default_rng(0), (2, 10, 12)
+    arrays = {
+        "x": normal(r, batch, time, channels, dtype=dtype),
+        "delta": jnp.abs(normal(r, batch, time, channels)),
+        "a": -jnp.abs(normal(r, channels, states)),
+        "b": normal(r, batch, time, groups, states, dtype=dtype),
+        "c": normal(r, batch, time, groups, states, dtype=dtype),
+        "initial_state": normal(r, batch, channels, states),
+    }
+    found, expected = (results(selective_scan.FORMS[name], arrays, {"chunk_size": 4}) for name in PAIR)
     assert_close(found, expected, TOLERANCE[dtype])

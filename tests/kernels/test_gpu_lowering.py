@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,17 +34,21 @@ def lowered(case: Case) -> str:
         return jax.jit(program).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
 
 
+_LINEAR = {f"linear_attention_{part}" for part in ("states", "outs", "states_gradient", "gradients")}
 KERNELS_OF = {
     "step_attention": {"step_attention_forward", "step_attention_dq", "step_attention_dkdv"},
+    "linear_attention, decay per step": _LINEAR,
+    "linear_attention, decay per channel": _LINEAR | {"linear_attention_scores", "linear_attention_scores_gradient"},
+    "delta_attention": {"delta_attention_states", "delta_attention_states_gradient"},
+    "dplr_attention": {"delta_attention_states", "delta_attention_states_gradient"},
+    "selective_scan": {f"selective_scan_{part}" for part in ("added", "join", "outs", "added_gradient", "gradients")},
 }
 
 
-@pytest.mark.parametrize("head_dim", [64, 80])
 @pytest.mark.parametrize("kernel", KERNELS_OF)
-def test_it_becomes_triton_ir(kernel: str, head_dim: int) -> None:
-    text = lowered(Case(kernel, "backward", 1000, head_dim))
-    assert text.count("stablehlo.custom_call @__gpu$xla.gpu.triton") == len(KERNELS_OF[kernel])
-    assert {name for name in KERNELS_OF[kernel] if f'name = "{name}"' in text} == KERNELS_OF[kernel]
+def test_it_becomes_triton_ir(kernel: str) -> None:
+    text = lowered(Case(kernel, "backward", 1000, 80))
+    assert set(re.findall(r'name = "(\w+)"', text)) == KERNELS_OF[kernel]
 
 
 def test_the_decode_form_becomes_triton_ir() -> None:

@@ -25,7 +25,9 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Arr
 
 
 def mesh(devices: int) -> jax.sharding.Mesh:
-    return jax.make_mesh((devices,), ("keys",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices])
+    return jax.make_mesh(
+        (devices,), ("keys",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices]
+    )
 
 
 def arrays(length: int) -> list[jax.Array]:
@@ -37,7 +39,9 @@ def travelling_bytes(form: Any, length: int, devices: int) -> int:
     """Bytes that one device sends: of a reduction over P devices 2 (P - 1) / P of its array, of a permutation all."""
     text = jax.jit(lambda *a: form(attend, *a, mesh(devices), "keys")).lower(*arrays(length)).as_text()
     total = 0
-    for op, dims in re.findall(r'"stablehlo\.(all_reduce|collective_permute)".*?-> tensor<([0-9x]+)xf32>', text, re.DOTALL):
+    for op, dims in re.findall(
+        r'"stablehlo\.(all_reduce|collective_permute)".*?-> tensor<([0-9x]+)xf32>', text, re.DOTALL
+    ):
         size = 4 * int(np.prod([int(n) for n in dims.split("x")]))
         total += 2 * size * (devices - 1) // devices if op == "all_reduce" else size
     return total

@@ -21,7 +21,8 @@ def mixed(x: np.ndarray, **fields: Any) -> tuple[np.ndarray, Any]:
     mixer = MIXERS["chela"](
         **dict(embed_dim=DIM, num_heads=HEADS, z_dim=Z, v_dim=V, short_width=2, long_width=4) | fields
     )
-    run = jax.jit(lambda x: mixer.init_with_output(jax.random.key(0), x, Tokens(index, index[..., None], len(x))))
+    tokens = Tokens(index, index[..., None], len(x))
+    run = jax.jit(lambda x: mixer.init_with_output(jax.random.key(0), x, tokens))
     (out, _), variables = run(jnp.asarray(x)[None])
     return np.asarray(out[0]), jax.tree.map(np.asarray, variables["params"])
 

@@ -20,6 +20,8 @@ DIM, HEADS, WINDOW, NEAR = 32, 2, 16, 0.02
 CASES: dict[str, Any] = {
     "softmax": MIXERS["softmax"](embed_dim=DIM, num_heads=HEADS),
     "softmax window": MIXERS["softmax"](embed_dim=DIM, num_heads=HEADS, window=WINDOW),
+    "select_and_pack": MIXERS["select_and_pack"](embed_dim=DIM, num_heads=HEADS),
+    "combiner": MIXERS["combiner"](embed_dim=DIM, num_heads=HEADS),
     "subsampled": MIXERS["subsampled"](embed_dim=DIM, num_heads=HEADS, window=WINDOW),
     "seer_attention": MIXERS["seer_attention"](embed_dim=DIM, num_heads=HEADS, num_blocks=2, block_size=8),
     "routing": MIXERS["routing"](embed_dim=DIM, num_heads=HEADS, local_heads=1, num_clusters=4, window=WINDOW),

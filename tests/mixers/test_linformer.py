@@ -19,7 +19,8 @@ ROWS, LENGTH, DIM, HEADS, RANK = 9, 7, 8, 2, 3
 def mixed(x: np.ndarray, **fields: Any) -> tuple[np.ndarray, Any]:
     index = jnp.arange(len(x), dtype=jnp.int32)[None]
     mixer = MIXERS["linformer"](embed_dim=DIM, num_rows=ROWS, **dict(num_heads=HEADS, rank=RANK) | fields)
-    run = jax.jit(lambda x: mixer.init_with_output(jax.random.key(0), x, Tokens(index, index[..., None], len(x))))
+    tokens = Tokens(index, index[..., None], len(x))
+    run = jax.jit(lambda x: mixer.init_with_output(jax.random.key(0), x, tokens))
     (out, _), variables = run(jnp.asarray(x)[None])
     return np.asarray(out[0]), jax.tree.map(np.asarray, variables["params"])
 

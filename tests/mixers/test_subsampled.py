@@ -36,7 +36,9 @@ def test_a_query_reads_the_visible_keys_of_its_shuffled_block_and_itself() -> No
         block = order[t // WINDOW * WINDOW : (t // WINDOW + 1) * WINDOW]
         read = sorted({t, *(int(j) for j in block if j <= t)})
         weight = np.exp(np.asarray(k)[0, read, 0] @ np.asarray(q)[0, t, 0] / np.sqrt(3))
-        np.testing.assert_allclose(out[0, t, 0], weight / weight.sum() @ np.asarray(v)[0, read, 0], atol=1e-6)  # float32
+        np.testing.assert_allclose(
+            out[0, t, 0], weight / weight.sum() @ np.asarray(v)[0, read, 0], atol=1e-6
+        )  # float32
 
 
 @pytest.mark.parametrize("spread", [0.0, 1.0])

@@ -50,7 +50,7 @@ def replay_prefill_gate(meta: Meta, weights: Arrays, inputs: Arrays) -> Outputs:
 
     turns = [jnp.asarray(inputs[f"in.{name}"]) for name in ("cos", "sin")]
     variables = params_of(gate, rules, weights, *turns, method=logits_of)
-    logits = gate.apply(variables, *turns, method=logits_of)
+    logits: Any = gate.apply(variables, *turns, method=logits_of)
     past = jnp.tril(jnp.ones(logits.shape[-2:], bool))
     logits = jnp.where(past[None, None], logits, FAR)
     share = np.asarray(jax.nn.softmax(logits, axis=-1))
@@ -107,14 +107,19 @@ def replay_decode_gate(meta: Meta, weights: Arrays, inputs: Arrays) -> Outputs:
     )
     rules = [same("attngate_linear_k.weight", "key_weight")]
     rules += [same("attngate_linear_q.weight", "query_weight")] if "attngate_linear_q.weight" in weights else []
-    rules += [same(f"attngate_{a}norm.weight", f"{b}_norm/scale") for a, b in (("q", "query"), ("k", "key")) if config["qk_norm"]]
+    rules += [
+        same(f"attngate_{a}norm.weight", f"{b}_norm/scale")
+        for a, b in (("q", "query"), ("k", "key"))
+        if config["qk_norm"]
+    ]
     blocks = in_blocks(k, size)
 
     def both(module: BlockGate) -> Any:
         return module.queries(q), module.keys(*blocks)
 
     variables = params_of(gate, rules, weights, method=both)
-    queries, keys = gate.apply(variables, method=both)
+    found: Any = gate.apply(variables, method=both)
+    queries, keys = found
     count = keys.shape[1]
     first = size * jnp.arange(count)
     base, width = config.get("rope_theta", 10000.0), config["gate_hidden"]
@@ -129,7 +134,7 @@ def replay_decode_gate(meta: Meta, weights: Arrays, inputs: Arrays) -> Outputs:
     for step, t in enumerate(range(start, length)):
         here = t // size + 1
         now = jnp.where(whole <= t + 1, stored, 0)[:, :here]
-        logits = gate.apply(variables, queries[:, t : t + 1], now, method="logits")
+        logits: Any = gate.apply(variables, queries[:, t : t + 1], now, method="logits")
         share = np.asarray(jax.nn.softmax(logits[:, :, 0], axis=-1))
         scores[step, ..., :here], above[step, ..., :here] = share, share > config["threshold"]
         chosen = np.ones(share.shape, bool)

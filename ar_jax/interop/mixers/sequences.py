@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from ar_jax.interop.kinds import Arrays
@@ -29,7 +28,7 @@ def swapped(x: Any) -> Array:
     return jnp.swapaxes(jnp.asarray(x), 0, 1)
 
 
-def params_of(module: Any, rules: Rules, weights: Arrays, *args: Any, method: str = "__call__") -> Any:
+def params_of(module: Any, rules: Rules, weights: Arrays, *args: Any, method: Any = "__call__") -> Any:
     """The variables of a Linen module from official weights; `args` are those of its method."""
     like = jax.eval_shape(lambda: module.init(jax.random.key(0), *args, method=method)).get("params", {})
     return {"params": jax.tree.map(jnp.asarray, to_ours(rules, weights, like).params)}
@@ -60,8 +59,3 @@ def one_by_one(module: Any, variables: Any, x: Any, *args: Any, method: str = "_
 
     fed = (x, *(jnp.asarray(a) for a in args))
     return swapped(run((jnp.arange(length, dtype=jnp.int32), *(jnp.swapaxes(a, 0, 1) for a in fed))))
-
-
-def moved(place: Sequence[int]) -> np.ndarray:
-    """The inverse of a permutation."""
-    return np.argsort(np.asarray(place))

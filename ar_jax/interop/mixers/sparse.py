@@ -85,7 +85,9 @@ def _chosen_by_torch(q: Any, keys: Any, lse: Any, size: int, count: int, scale: 
     query, block = np.arange(length)[:, None], np.arange(keys.shape[1])[None]
     ended = (block + 1) * size - 1 <= query
     forced = (block == 0) | (block == query // size) | (block == query // size - 1)
-    share = np.exp(np.where(ended[:, None, None], logits - np.asarray(lse).reshape(*grouped.shape[:-1])[..., None], -np.inf))
+    share = np.exp(
+        np.where(ended[:, None, None], logits - np.asarray(lse).reshape(*grouped.shape[:-1])[..., None], -np.inf)
+    )
     score = np.where(forced[:, None], 1, share.mean(axis=3))
     kept = min(count, keys.shape[1])
     chosen = torch_top_k(score.astype(np.float32), kept)

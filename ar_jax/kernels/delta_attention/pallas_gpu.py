@@ -29,9 +29,9 @@ def delta(
     inverse = _inverse(lower) * beta[..., None, :]
     fade = jnp.broadcast_to(from_start[..., -1, :], (*k.shape[:3], k.shape[4]))
     w, u, x = -inverse @ (from_start * k), inverse @ values, to_end * k
-    before, written, final = states(*(s.astype(v.dtype) for s in (w, u, x)), fade, None, initial_state)
+    before, written, final = states(v.dtype, w, u, x, fade, None, initial_state)
     scores = jnp.exp(between) * _product("bznth,bznjh->bzntj", q, k)
-    out = _read(from_start * q, before) + scores.astype(v.dtype) @ written
+    out = _read(from_start * q, before) + _product("bzntj,bznje->bznte", scores.astype(v.dtype), written)
     return _joined(out, v), final
 
 
@@ -56,10 +56,9 @@ def dplr(
     fade = jnp.exp(before[..., -1, :] + log_decay[..., -1, :])
     w, u = inverse @ reading[0], inverse @ (earlier_a[1] @ values)
     added = _product("bznjh,bznje->bznhe", writing[1], values)
-    arrays = (s.astype(v.dtype) for s in (w, u, writing[0]))
-    memories, moved, final = states(*arrays, fade, added.astype(v.dtype), initial_state)
+    memories, moved, final = states(v.dtype, w, u, writing[0], fade, added, initial_state)
     out = _read(reading[1], memories)
-    out += earlier_q[0] @ moved.astype(jnp.float32) + own[0] * moved.astype(jnp.float32)
+    out += _product("bzntj,bznje->bznte", earlier_q[0].astype(moved.dtype), moved) + own[0] * moved
     out += earlier_q[1] @ values + own[1] * values
     return _joined(out, v), final
 
@@ -88,5 +87,3 @@ def _read(reading: Array, memories: Array) -> Array:
 
 def _product(equation: str, x: Array, y: Array) -> Any:
     return jnp.einsum(equation, x, y, preferred_element_type=jnp.float32)
-
-

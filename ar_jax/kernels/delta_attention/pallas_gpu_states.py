@@ -22,24 +22,25 @@ from ar_jax.kernels.dispatch import interpreted
 TILE = 32  # columns of the memory that a program carries; half of it for 32 bits
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def states(
-    w: Array, u: Array, x: Array, fade: Array, added: Array | None, state: Array
+    dtype: Any, w: Array, u: Array, x: Array, fade: Array, added: Array | None, state: Array
 ) -> tuple[Array, Array, Array]:
     """The memory before each chunk, what each chunk reads and writes, and the memory after the last chunk.
 
     Args:
-      w: [B, Z, N, C, H], of Z chunks of C tokens.
-      u: [B, Z, N, C, E].
-      x: [B, Z, N, C, H].
+      dtype: of the products' factors, and of what is kept for each chunk.
+      w: [B, Z, N, C, H] float32, of Z chunks of C tokens.
+      u: [B, Z, N, C, E] float32.
+      x: [B, Z, N, C, H] float32.
       fade: [B, Z, N, H] float32, at most one.
-      added: G, [B, Z, N, H, E], or None.
+      added: G, [B, Z, N, H, E] float32, or None.
       state: [B, N, H, E] float32, before the first chunk.
 
     Returns:
-      S [B, Z, N, H, E] and M [B, Z, N, C, E] in u's dtype, and [B, N, H, E] float32.
+      S [B, Z, N, H, E] and M [B, Z, N, C, E] in that dtype, and [B, N, H, E] float32.
     """
-    return _forward(w, u, x, fade, added, state)[0]
+    return _forward(dtype, w, u, x, fade, added, state)[0]
 
 
 def _specs(w: Array, u: Array) -> tuple[dict[str, pl.BlockSpec], int, tuple[int, ...]]:
@@ -59,8 +60,10 @@ def _specs(w: Array, u: Array) -> tuple[dict[str, pl.BlockSpec], int, tuple[int,
 
 
 def _forward(
-    w: Array, u: Array, x: Array, fade: Array, added: Array | None, state: Array
+    dtype: Any, w: Array, u: Array, x: Array, fade: Array, added: Array | None, state: Array
 ) -> tuple[tuple[Array, Array, Array], Any]:
+    w, u, x = (a.astype(dtype) for a in (w, u, x))
+    added = None if added is None else added.astype(dtype)
     specs, tile, grid = _specs(w, u)
     count, heads, head_dim, width = w.shape[1], w.shape[2], w.shape[4], u.shape[4]
     before, moved, final = pl.pallas_call(
@@ -74,8 +77,8 @@ def _forward(
         ],
         out_specs=[specs[name] for name in ("memories", "values", "memory")],
         out_shape=[
-            jax.ShapeDtypeStruct((len(w), count, heads, head_dim, width), u.dtype),
-            jax.ShapeDtypeStruct(u.shape, u.dtype),
+            jax.ShapeDtypeStruct((len(w), count, heads, head_dim, width), dtype),
+            jax.ShapeDtypeStruct(u.shape, dtype),
             jax.ShapeDtypeStruct(state.shape, jnp.float32),
         ],
         compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
@@ -120,7 +123,7 @@ def delta_attention_states(
     triton.store(final, (every, columns), memory, (head_dim, width))
 
 
-def _backward(saved: Any, cotangents: tuple[Array, Array, Array]) -> tuple[Array | None, ...]:
+def _backward(dtype: Any, saved: Any, cotangents: tuple[Array, Array, Array]) -> tuple[Array | None, ...]:
     w, u, x, fade, added, before, moved = saved
     specs, tile, grid = _specs(w, u)
     head_dim, width = w.shape[4], u.shape[4]
@@ -131,18 +134,19 @@ def _backward(saved: Any, cotangents: tuple[Array, Array, Array]) -> tuple[Array
         in_specs=[specs[name] for name in ("keys", "keys", "fade", "memories", "values", "memory")],
         out_specs=[specs[name] for name in ("memories", "values", "memory")],
         out_shape=[
-            jax.ShapeDtypeStruct(before.shape, u.dtype),
-            jax.ShapeDtypeStruct(u.shape, u.dtype),
+            jax.ShapeDtypeStruct(before.shape, dtype),
+            jax.ShapeDtypeStruct(u.shape, dtype),
             jax.ShapeDtypeStruct(cotangents[2].shape, jnp.float32),
         ],
         compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
         interpret=interpreted(),
     )(w, x, fade, *cotangents)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    dw = product("bznte,bznhe->bznth", d_moved, before).astype(w.dtype)
-    dx = product("bznte,bznhe->bznth", moved, d_after).astype(x.dtype)
-    d_fade = product("bznhe,bznhe->bznh", before, d_after)
-    return dw, d_moved, dx, d_fade, None if added is None else d_after.astype(added.dtype), d_state
+    dw = product("bznte,bznhe->bznth", d_moved, before)
+    dx = product("bznte,bznhe->bznth", moved, d_after)
+    d_fade = (before.astype(jnp.float32) * d_after.astype(jnp.float32)).sum(axis=-1)
+    d_added = None if added is None else d_after.astype(jnp.float32)
+    return dw, d_moved.astype(jnp.float32), dx, d_fade, d_added, d_state
 
 
 def delta_attention_states_gradient(

@@ -34,7 +34,8 @@ def differentiable(forward: Forward, backward: Backward) -> Callable[..., tuple[
         return out, final
 
     def attend_forward(options: Any, *inputs: Any) -> tuple[Any, Any]:
-        values, asked = (jax.tree.map(lambda x: getattr(x, part), inputs) for part in ("value", "perturbed"))
+        values = jax.tree.map(lambda x: x.value, inputs)
+        asked = jax.tree.map(lambda x: x.perturbed, inputs)
         out, final, before = forward(options, *values, keep=True)
         with_decay = () if any(jax.tree.leaves(asked[3])) else None  # pytrees without leaves: known when traced
         return (out, final), (*values[:5], before, with_decay)

@@ -34,7 +34,7 @@ def backward(
     kept: Any,
     d_out: Array,
     d_final: Array,
-    decays: bool,
+    with_decay: bool,
 ) -> tuple[Any, ...]:
     """See `differentiable`."""
     before, scores = kept
@@ -53,7 +53,7 @@ def backward(
         queries, keys = q.astype(jnp.float32), k.astype(jnp.float32)
         dq, dk = (x + own * bonus[None, None] * y for x, y in ((dq, keys), (dk, queries)))
         d_bonus = (own * queries * keys).sum(axis=(0, 1))
-    d_decay = _of_decay(chunks, sums[0], sums[1], time_axis) if decays else None
+    d_decay = _of_decay(chunks, sums[0], sums[1], time_axis) if with_decay else None
     return dq.astype(q.dtype), dk.astype(k.dtype), found["dv"], d_decay, d_bonus, d_state
 
 

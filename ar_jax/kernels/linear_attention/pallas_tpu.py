@@ -32,7 +32,7 @@ from ar_jax.kernels.linear_attention.pallas_tpu_decay import Sizes, decays, spec
 
 CHUNK = 128
 # Heads of 128 channels in bfloat16 that a program takes: the matrix units wait unless several products are under way.
-HEADS, CHANNEL_HEADS = 8, 4
+HEADS, CHANNEL_HEADS = 8, 8
 
 
 def pallas_tpu(
@@ -111,7 +111,7 @@ def forward(
     return out, final, before[0] if keep else None
 
 
-def _kernel(q, k, v, start, *rest, sizes: Sizes):
+def _kernel(q, k, v, start, *rest, sizes):
     """A chunk of a few heads. `rest`: the bonus if there is one, decays, and outputs; the memory is carried in `after`.
 
     All heads take each step together. Products over tokens read k as it came in, turned by the matrix unit on its way: what
@@ -119,7 +119,7 @@ def _kernel(q, k, v, start, *rest, sizes: Sizes):
     """
     bonus, rest = (rest[0], rest[1:]) if sizes.strict else (None, rest)
     num_decays = 4 if sizes.constant else 1
-    decay, (out, after, *before) = rest[:num_decays], rest[num_decays:]
+    decay_blocks, (out, after, *before) = rest[:num_decays], rest[num_decays:]
 
     @pl.when(pl.program_id(2) == 0)
     def _() -> None:
@@ -128,7 +128,7 @@ def _kernel(q, k, v, start, *rest, sizes: Sizes):
     f32, dtype, heads = jnp.float32, q.dtype, range(sizes.group)
     of_key, of_value = (slices(sizes.group, size) for size in (sizes.dim, sizes.width))
     query, key, value = ([x[0, :, of] for of in each] for x, each in ((q, of_key), (k, of_key), (v, of_value)))
-    state, decay = [after[0, n] for n in heads], decays(decay, sizes)
+    state, decay = [after[0, n] for n in heads], decays(decay_blocks, sizes)
 
     scores = [decay[n].between * dot(query[n], key[n], dtype, (1, 1)) for n in heads]
     kept_values = [decay[n].to_end * value[n].astype(f32) for n in heads]

@@ -101,14 +101,14 @@ def _parts(found: Array, sums: Array, sizes: Sizes) -> Array:
     return jnp.pad(rows, [(0, 0)] * 3 + [(0, sums.shape[3] - rows.shape[3]), (0, 0)])
 
 
-def _kernel(q, k, v, before, dout, dfinal, *rest, sizes: Sizes, names: tuple[str, ...]):
+def _kernel(q, k, v, before, dout, dfinal, *rest, sizes, names):
     """A chunk of a few heads. `rest`: the bonus if there is one, decays, and outputs by name.
 
     The gradient of the memory is carried in the output "state".
     """
     bonus, rest = (rest[0], rest[1:]) if sizes.strict else (None, rest)
     num_decays = 4 if sizes.constant else 1
-    decay, outs = rest[:num_decays], dict(zip(names, rest[num_decays:], strict=True))
+    decay_blocks, outs = rest[:num_decays], dict(zip(names, rest[num_decays:], strict=True))
 
     @pl.when(pl.program_id(2) == 0)
     def _() -> None:
@@ -120,7 +120,11 @@ def _kernel(q, k, v, before, dout, dfinal, *rest, sizes: Sizes, names: tuple[str
     of_key, of_value = (slices(sizes.group, size) for size in (sizes.dim, sizes.width))
     query, key = ([x[0, :, of] for of in of_key] for x in (q, k))
     value, dread = ([x[0, :, of] for of in of_value] for x in (v, dout))
-    state, dafter, decay = [before[0, 0, n] for n in heads], [outs["state"][0, n] for n in heads], decays(decay, sizes)
+    state, dafter, decay = (
+        [before[0, 0, n] for n in heads],
+        [outs["state"][0, n] for n in heads],
+        decays(decay_blocks, sizes),
+    )
 
     dread_kept = [(decay[n].from_start * dread[n].astype(f32)).astype(dtype) for n in heads]
     value_kept = [(decay[n].to_end * value[n].astype(f32)).astype(dtype) for n in heads]

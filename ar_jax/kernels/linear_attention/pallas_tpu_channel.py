@@ -3,10 +3,11 @@
 As in xla.py, blocks of 1, 2, 4, ... tokens are joined in pairs, and where the later block reads the earlier one, the decay is
 split at the border. At each such level a row is either a reader or a writer, so one matrix holds both,
 
-    X_t = exp(e_t) (q_t if t lies in a later block else k_t),   e_t the sum of log decays between t and the border,
+    X_t = d_t (q_t if t lies in a later block else k_t),   d_t the decay between t and the border,
 
-and X X^T holds what the level adds to the scores, once as it is and once turned. No exponent is positive, and no sum is the
-difference of two. Memories are turned here, [E, H], so that channels lie in lanes as they do in q and k.
+and X X^T holds what the level adds to the scores, once as it is and once turned. Decays of a level are products of those of
+the level before: no exponent is positive, and no sum is the difference of two. Memories are turned here, [E, H], so that
+channels lie in lanes as they do in q and k.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ar_jax.kernels.linear_attention.pallas_tpu_blocks import COMPILER, dot, mem
 from ar_jax.kernels.linear_attention.pallas_tpu_decay import Sizes
 
 SUBLANES = 8
+TOGETHER = 2  # heads whose steps alternate: more would not fit into the registers
 
 
 def forward(
@@ -54,7 +56,7 @@ def forward(
     return out, final, before[0] if keep else None
 
 
-def _forward_kernel(q, k, v, decay, start, *rest, sizes: Sizes):
+def _forward_kernel(q, k, v, decay, start, *rest, sizes):
     """A chunk of a few heads. `rest`: the bonus if there is one, and outputs; the memory is carried in `after`."""
     bonus, rest = (rest[0], rest[1:]) if sizes.strict else (None, rest)
     out, after, *before = rest
@@ -64,24 +66,27 @@ def _forward_kernel(q, k, v, decay, start, *rest, sizes: Sizes):
         after[...] = start[...]
 
     f32, dtype = jnp.float32, q.dtype
-    level = _levels(sizes.chunk)
     row, column = places((sizes.chunk, sizes.chunk))
-    for n, (of_key, of_value) in enumerate(
-        zip(slices(sizes.group, sizes.dim), slices(sizes.group, sizes.width), strict=True)
-    ):
-        query, key, value, state = q[0, :, of_key], k[0, :, of_key], v[0, :, of_value], after[0, n]
-        exponents, reading, writing, whole = _sums(decay[0, :, of_key], sizes.strict)
-        own = query if bonus is None else query.astype(f32) * bonus[:, of_key]
-        scores = jnp.where(row == column, dot(own, key, dtype, (1, 1)), 0.0)
-        for i, exponent in enumerate(exponents):
-            both = _readers_and_writers(query, key, exponent, i).astype(dtype)
-            scores = jnp.where((level == i) & (row > column), dot(both, both, dtype, (1, 1)), scores)
-        from_start, to_end = jnp.exp(reading) * query.astype(f32), jnp.exp(writing) * key.astype(f32)
-        read = dot(scores, value, dtype) + dot(from_start, state, dtype, (1, 1))
-        out[0, :, of_value] = read.astype(dtype)
-        after[0, n] = jnp.exp(whole[:1]) * state + dot(value, to_end, dtype, (0, 0))
-        for ref in before:
-            ref[0, 0, n] = state.astype(dtype)
+    level = jnp.where(row > column, _levels(sizes.chunk), -1)
+    heads = range(sizes.group)
+    of_key, of_value = (slices(sizes.group, size) for size in (sizes.dim, sizes.width))
+    query, key, value = ([x[0, :, of] for of in each] for x, each in ((q, of_key), (k, of_key), (v, of_value)))
+    own = [query[n] if bonus is None else query[n].astype(f32) * bonus[:, of_key[n]] for n in heads]
+    for some in [heads[n : n + TOGETHER] for n in range(0, sizes.group, TOGETHER)]:
+        decays = {n: _decays(decay[0, :, of_key[n]], sizes.strict) for n in some}
+        scores = {n: jnp.where(row == column, dot(own[n], key[n], dtype, (1, 1)), 0.0) for n in some}
+        for i in range(sizes.chunk.bit_length() - 1):
+            for n in some:
+                both = decays[n][0][i] * _chosen(key[n].astype(f32), query[n].astype(f32), i)
+                scores[n] = _with_level(scores[n], both, level, i, dtype)
+        for n in some:
+            from_start, to_end, whole = decays[n][1:]
+            state = after[0, n]
+            for ref in before:
+                ref[0, 0, n] = state.astype(dtype)
+            read = dot(scores[n], value[n], dtype) + dot(from_start * query[n].astype(f32), state, dtype, (1, 1))
+            out[0, :, of_value[n]] = read.astype(dtype)
+            after[0, n] = whole * state + dot(value[n], to_end * key[n].astype(f32), dtype, (0, 0))
 
 
 def backward(
@@ -131,7 +136,7 @@ def backward(
     return found["q"], found["k"], found["v"], found.get("decay"), dbonus, found["state"]
 
 
-def _backward_kernel(q, k, v, decay, before, dout, dfinal, *rest, sizes: Sizes, names: tuple[str, ...]):
+def _backward_kernel(q, k, v, decay, before, dout, dfinal, *rest, sizes, names):
     """A chunk of a few heads. `rest`: the bonus if there is one, and outputs by name.
 
     The gradient of the memory is carried in the output "state".
@@ -154,7 +159,7 @@ def _backward_kernel(q, k, v, decay, before, dout, dfinal, *rest, sizes: Sizes, 
         query, key, value, dread = q[0, :, of_key], k[0, :, of_key], v[0, :, of_value], dout[0, :, of_value]
         query32, key32 = query.astype(f32), key.astype(f32)
         state, dafter = before[0, 0, n], outs["state"][0, n]
-        exponents, reading, writing, whole = _sums(decay[0, :, of_key], sizes.strict)
+        decays, from_start, to_end, whole = _decays(decay[0, :, of_key], sizes.strict)
 
         own = query if bonus is None else query32 * bonus[:, of_key]
         down, turned = dot(dread, value, dtype, (1, 1)), dot(value, dread, dtype, (1, 1))
@@ -166,78 +171,101 @@ def _backward_kernel(q, k, v, decay, before, dout, dfinal, *rest, sizes: Sizes, 
             outs["bonus"][0, :, of_key] += (down * query32).sum(axis=0, keepdims=True)
 
         scores = jnp.where(row == column, dot(key, own, dtype, (1, 1)), 0.0)  # turned
-        dexponents = []
-        for i, exponent in enumerate(exponents):
-            both = _readers_and_writers(query, key, exponent, i)
+        dsums = []
+        for i, of_level in enumerate(decays):
+            both = of_level * _chosen(key32, query32, i)
             low = both.astype(dtype)
             scores = jnp.where((level == i) & (row < column), dot(low, low, dtype, (1, 1)), scores)
             dboth = dot(jnp.where(level == i, dscores, 0.0), low, dtype)
-            late, dexponent = _late(both.shape, i), jnp.exp(exponent) * dboth
-            dquery, dkey = jnp.where(late, dquery + dexponent, dquery), jnp.where(late, dkey, dkey + dexponent)
-            dexponents.append(both * dboth)
+            dquery, dkey = (
+                _chosen(dquery, dquery + of_level * dboth, i),
+                _chosen(dkey + of_level * dboth, dkey, i),
+            )
+            dsums.append(both * dboth)
 
-        decay_to, decay_from = jnp.exp(reading), jnp.exp(writing)
-        from_start, to_end = decay_to * query32, decay_from * key32
-        dfrom_start, dto_end = dot(dread, state, dtype), dot(value, dafter, dtype)
-        dvalue = dot(scores, dread, dtype) + dot(to_end, dafter, dtype, (1, 1))
-        outs["q"][0, :, of_key] = (dquery + decay_to * dfrom_start).astype(dtype)
-        outs["k"][0, :, of_key] = (dkey + decay_from * dto_end).astype(dtype)
+        query_kept, key_kept = from_start * query32, to_end * key32
+        dquery_kept, dkey_kept = dot(dread, state, dtype), dot(value, dafter, dtype)
+        dvalue = dot(scores, dread, dtype) + dot(key_kept, dafter, dtype, (1, 1))
+        outs["q"][0, :, of_key] = (dquery + from_start * dquery_kept).astype(dtype)
+        outs["k"][0, :, of_key] = (dkey + to_end * dkey_kept).astype(dtype)
         outs["v"][0, :, of_value] = dvalue.astype(dtype)
-        outs["state"][0, n] = jnp.exp(whole[:1]) * dafter + dot(dread, from_start, dtype, (0, 0))
+        outs["state"][0, n] = whole * dafter + dot(dread, query_kept, dtype, (0, 0))
         if "decay" in outs:
-            dwhole = jnp.exp(whole[:1]) * (state.astype(f32) * dafter).sum(axis=0, keepdims=True)
-            ends = from_start * dfrom_start, to_end * dto_end, dwhole
-            outs["decay"][0, :, of_key] = _dsums(dexponents, *ends, sizes.strict)
+            dwhole = whole * (state.astype(f32) * dafter).sum(axis=0, keepdims=True)
+            ends = query_kept * dquery_kept, key_kept * dkey_kept, dwhole
+            outs["decay"][0, :, of_key] = _dlog_decay(dsums, *ends, sizes.strict)
 
 
 def _levels(chunk: int) -> Array:
-    """[C, C]: at which level tokens of a row and of a column meet, their blocks then measuring 2^level; -1 for one token."""
+    """[C, C]: the level at which tokens of a row and of a column meet, out of blocks of 2^level; -1 for one token."""
     row, column = places((chunk, chunk))
     apart = row ^ column
     return sum(((apart >= 1 << i).astype(jnp.int32) for i in range(chunk.bit_length() - 1)), jnp.full_like(row, -1))
 
 
-def _late(shape: tuple[int, ...], level: int) -> Array:
-    """Where a row lies in the later block of its pair."""
-    row = jax.lax.broadcasted_iota(jnp.int32, shape, 0)
-    return (row >> level) & 1 == 1
+def _with_level(scores: Array, both: Array, level: Array, i: int, dtype: Any) -> Array:
+    """Scores, and what later blocks read of earlier ones at level i, where X is `both`.
+
+    From whole registers on only readers are rows of the product. It also fills what levels above will fill anew.
+    """
+    size, low = 1 << i, both.astype(dtype)
+    if size < SUBLANES:
+        return jnp.where(level == i, dot(low, low, dtype, (1, 1)), scores)
+    (_, readers), (kept, before) = (_halves(x, size) for x in (both, scores))
+    row, column = places((before.shape[0], before.shape[1]))
+    found = jnp.where(column < (2 * (row >> i) + 1) * size, dot(readers, low, dtype, (1, 1)), before)
+    return _joined(kept, found, size)
 
 
-def _sums(log_decay: Array, strict: bool) -> tuple[list[Array], Array, Array, Array]:
-    """Sums of log decays [C, H]: of each level, from the start to where tokens read, from tokens to the end, and of all."""
-    total, after = log_decay, jnp.zeros_like(log_decay)
-    before = after if strict else log_decay
-    exponents = []
+def _decays(log_decay: Array, strict: bool) -> tuple[list[Array], Array, Array, Array]:
+    """Decays [C, H]: of each level, from the start to where tokens read, from after tokens to the end; and over all, [1, H]."""
+    total, after = jnp.exp(log_decay), jnp.ones_like(log_decay)
+    before = after if strict else total
+    decays = []
     for i in range(log_decay.shape[0].bit_length() - 1):
-        late, other = _late(total.shape, i), _exchanged(total, i)
-        exponents.append(jnp.where(late, before, after))
-        before, after = jnp.where(late, before + other, before), jnp.where(late, after, after + other)
-        total += other
-    return exponents, before, after, total
+        of_level, other = _chosen(after, before, i), _exchanged(total, i)
+        decays.append(of_level)
+        further = of_level * other
+        before, after = _chosen(before, further, i), _chosen(further, after, i)
+        total *= other
+    return decays, before, after, total[:1]
 
 
-def _dsums(dexponents: list[Array], dbefore: Array, dafter: Array, dwhole: Array, strict: bool) -> Array:
-    """The gradient of log_decay from those of what `_sums` returns, that of all as one row."""
+def _dlog_decay(dsums: list[Array], dbefore: Array, dafter: Array, dwhole: Array, strict: bool) -> Array:
+    """The gradient of log_decay from those of the logarithms of what `_decays` returns."""
     first = jax.lax.broadcasted_iota(jnp.int32, dbefore.shape, 0) == 0
     dtotal = jnp.where(first, dwhole, 0.0)
-    for i, dexponent in reversed(list(enumerate(dexponents))):
-        late = _late(dbefore.shape, i)
-        dtotal += _exchanged(jnp.where(late, dbefore, dafter) + dtotal, i)
-        dbefore, dafter = jnp.where(late, dbefore + dexponent, dbefore), jnp.where(late, dafter, dafter + dexponent)
+    for i, dsum in reversed(list(enumerate(dsums))):
+        dtotal += _exchanged(_chosen(dafter, dbefore, i) + dtotal, i)
+        dbefore, dafter = _chosen(dbefore, dbefore + dsum, i), _chosen(dafter + dsum, dafter, i)
     return dtotal if strict else dtotal + dbefore
 
 
-def _exchanged(x: Array, level: int) -> Array:
-    """Rows [C, H] of each pair of blocks, the later block first."""
-    size = 1 << level
-    if size >= SUBLANES or interpreted():
-        pairs = x.reshape(-1, 2, size, x.shape[1])
-        return jnp.concatenate([pairs[:, 1:], pairs[:, :1]], axis=1).reshape(x.shape)
-    late = _late(x.shape, level)
-    return jnp.where(late, pltpu.roll(x, size, 0), pltpu.roll(x, x.shape[0] - size, 0))
+def _chosen(early: Array, late: Array, i: int) -> Array:
+    """Rows of the earlier blocks of each pair of level i from one array, and of the later blocks from the other."""
+    size = 1 << i
+    if size >= SUBLANES:  # whole registers: nothing is computed
+        return _joined(_halves(early, size)[0], _halves(late, size)[1], size)
+    row = jax.lax.broadcasted_iota(jnp.int32, early.shape, 0)
+    return jnp.where((row >> i) & 1 == 1, late, early)
 
 
-def _readers_and_writers(query: Array, key: Array, exponent: Array, level: int) -> Array:
-    """X of a level, float32."""
-    query, key = query.astype(jnp.float32), key.astype(jnp.float32)
-    return jnp.exp(exponent) * jnp.where(_late(exponent.shape, level), query, key)
+def _exchanged(x: Array, i: int) -> Array:
+    """Rows of each pair of blocks of level i, the later block first."""
+    size = 1 << i
+    if size >= SUBLANES:
+        return _joined(*_halves(x, size)[::-1], size)
+    tiles = x.reshape(-1, min(SUBLANES, x.shape[0]), x.shape[1])
+    forth, back = (pltpu.roll(tiles, shift, 1).reshape(x.shape) for shift in (size, tiles.shape[1] - size))
+    return _chosen(back, forth, i) if 2 * size < tiles.shape[1] else forth
+
+
+def _halves(x: Array, size: int) -> tuple[Array, Array]:
+    """Rows of the earlier and of the later blocks."""
+    pairs = x.reshape(-1, 2, size, x.shape[1])
+    return pairs[:, 0].reshape(-1, x.shape[1]), pairs[:, 1].reshape(-1, x.shape[1])
+
+
+def _joined(early: Array, late: Array, size: int) -> Array:
+    """What `_halves` took apart."""
+    return jnp.stack([x.reshape(-1, size, x.shape[1]) for x in (early, late)], axis=1).reshape(-1, early.shape[1])

@@ -117,7 +117,8 @@ def decays(refs: Sequence[Any], sizes: Sizes) -> list[Decays]:
     rows = [[sums[n : n + 1] for n in of_head] for of_head in places]
     if sizes.constant:
         whole = [jnp.exp(row[2][:, -1:] + row[3][:, -1:]) for row in rows]
-        return [Decays(*(ref[head, 0] for ref in refs[1:]), whole[head]) for head in range(sizes.group)]
+        between, from_start, to_end = refs[1:]
+        return [Decays(between[n, 0], from_start[n, 0], to_end[n, 0], whole[n]) for n in range(sizes.group)]
     down = jnp.transpose(sums)
     columns = [[down[:, n : n + 1] for n in of_head] for of_head in places]
     if not sizes.strict:  # tokens read where they write: the same columns need not be spread over the lanes twice

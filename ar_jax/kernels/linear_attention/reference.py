@@ -22,8 +22,8 @@ def reference(
     decay = jnp.broadcast_to(decay[None, None], q.shape[:3]) if decay.ndim == 1 else decay
 
     def token(state: Array, inputs: tuple[Array, ...]) -> tuple[Array, Array]:
-        *tokens, decay_t = inputs
-        out, state = step(*tokens, state, log_decay=decay_t, bonus=bonus)
+        q_t, k_t, v_t, decay_t = inputs
+        out, state = step(q_t, k_t, v_t, state, log_decay=decay_t, bonus=bonus)
         return state, out
 
     state, out = jax.lax.scan(token, initial_state, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (q, k, v, decay)))

@@ -46,7 +46,8 @@ def xla(
     one_chunk = _channel_chunk if decay.ndim == 4 else _chunk
 
     def body(state: Array, inputs: tuple[Array, ...]) -> tuple[Array, Array]:
-        out, state = one_chunk(*inputs, state, bonus)
+        q, k, v, decay = inputs
+        out, state = one_chunk(q, k, v, decay, state, bonus)
         return state, out.astype(v.dtype)
 
     body = jax.checkpoint(body, prevent_cse=False)

@@ -227,9 +227,7 @@ def selective_scan_join(
     triton.store(end, (own, slice(None)), state, (parts.channels, parts.states))
 
 
-def selective_scan_outs(
-    x: Any, delta: Any, a: Any, b: Any, c: Any, before: Any, y: Any, *, parts: Parts
-) -> None:
+def selective_scan_outs(x: Any, delta: Any, a: Any, b: Any, c: Any, before: Any, y: Any, *, parts: Parts) -> None:
     """The outputs of a chunk."""
     chunk, own = pl.program_id(0), parts.own()
     rate = parts.rate(a, own)

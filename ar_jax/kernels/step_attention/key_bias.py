@@ -12,7 +12,14 @@ FEW_QUERIES = 8  # so few: the bias is written out, and the keys stay as they li
 
 
 def key_biased(
-    attend: Any, q: Array, k: Array, v: Array, *steps: Array, key_bias: Array, scale: float | None = None, **options: Any
+    attend: Any,
+    q: Array,
+    k: Array,
+    v: Array,
+    *steps: Array,
+    key_bias: Array,
+    scale: float | None = None,
+    **options: Any,
 ) -> Array:
     """Attention with logits s_ij = scale q_i . k_j + b_j, b_j for each head of the queries.
 

@@ -90,7 +90,7 @@ def step_attention_forward(
 ) -> None:
     """One block of queries of one head."""
     # The last queries first: mostly they read the most, and programs that read less fill the gaps at the end.
-    block = pl.num_programs(0) - 1 - pl.program_id(0)
+    block = order.shape[0] - 1 - pl.program_id(0)
     start = block * blocks.queries
     queries = logits.queries(q, start, blocks.queries)
     bounds = logits.bounds(lower, upper, start, blocks.queries)

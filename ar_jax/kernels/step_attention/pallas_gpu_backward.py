@@ -1,6 +1,7 @@
 """The gradient of step attention on GPUs, in two kernels without atomic sums (arXiv:2307.08691).
 
-    dv_j = sum_i p_ij dout_i;   dk_j = scale sum_i ds_ij q_i;   dq_i = scale sum_j ds_ij k_j;   ds_ij = p_ij (dout_i . v_j - delta_i)
+    dv_j = sum_i p_ij dout_i;   dk_j = scale sum_i ds_ij q_i;   dq_i = scale sum_j ds_ij k_j
+    ds_ij = p_ij (dout_i . v_j - delta_i)
 
 A program of the first has a block of queries and reads the keys it sees; one of the second has a block of keys and reads
 the queries that see it. Each works the weights out anew.
@@ -110,7 +111,7 @@ def step_attention_dq(
     logits: Logits,
 ) -> None:
     """One block of queries of one head."""
-    block = pl.num_programs(0) - 1 - pl.program_id(0)
+    block = order.shape[0] - 1 - pl.program_id(0)
     start = block * blocks.queries
     rows = pl.ds(start, blocks.queries)
     queries, d_outs = (logits.queries(ref, start, blocks.queries) for ref in (q, d_out))

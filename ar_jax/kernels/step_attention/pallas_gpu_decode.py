@@ -64,6 +64,7 @@ def decode(
         functools.partial(
             step_attention_decode,
             size=size,
+            parts=parts,
             logits=Logits(scale, soft_cap, visible.has_lower, group * num_queries, num_keys, head_dim),
         ),
         name="step_attention_decode",
@@ -112,6 +113,7 @@ def step_attention_decode(
     lse: Any,
     *,
     size: int,
+    parts: int,
     logits: Logits,
 ) -> None:
     """One part of the visited blocks of keys, and all queries of one key head."""
@@ -130,7 +132,7 @@ def step_attention_decode(
         added = triton.product(weights.astype(v.dtype), logits.keys(v, first, size))
         return sums * fade[:, None] + added, higher, total * fade + weights.sum(axis=1)
 
-    part, parts, some = pl.program_id(0), pl.num_programs(0), counts[1]
+    part, some = pl.program_id(0), counts[1]
     carry = jnp.zeros(queries.shape, jnp.float32), jnp.full(rows, UNSEEN), jnp.zeros(rows, jnp.float32)
     sums, peak, total = jax.lax.fori_loop(some * part // parts, some * (part + 1) // parts, read, carry)
 
