@@ -22,6 +22,7 @@ from kernels_tpu import CHIPS, HEADS, Case, compile_case, environment, libtpu  #
 
 LENGTH, HEAD_DIM, BLOCK = 4096, 128, 1024
 KINDS = {"MIXED": 1, "FULL": 2}
+CORES = {"v5e": 1, "v5p": 2, "v6e": 1}  # of a chip; each runs its part of the heads, and cycles are those of one core
 
 
 def compile_blocks(chip: str, what: str) -> None:
@@ -70,7 +71,7 @@ def one(found: dict[str, int], name: str) -> int:
 def block_rows(chip: str) -> list[list[str]]:
     """Cycles of a visited block of 1024 x 1024 and a head."""
     kinds = {kind: cycles(chip, kind) for kind in KINDS}
-    splash = one(cycles(chip, "splash"), "splash") / (HEADS * (LENGTH // BLOCK) ** 2)
+    splash = one(cycles(chip, "splash"), "splash") * CORES[chip] / (HEADS * (LENGTH // BLOCK) ** 2)
     rows = []
     for direction in ("forward", "backward"):
         full, mixed = (one(kinds[kind], f"step_attention_{direction}") for kind in ("FULL", "MIXED"))

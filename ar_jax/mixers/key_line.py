@@ -11,6 +11,8 @@ from jax import Array
 
 from ar_jax.mixers.protocol import Tokens, segment_starts, take, time_order
 
+NO_BLOCK = 2**29  # where a block begins that there is not: behind all tokens
+
 
 @struct.dataclass
 class KeyLine:
@@ -40,6 +42,15 @@ class Reach:
     first: Array
     limit: Array
     place: Array
+
+
+def block_begins(reach: Reach, line: KeyLine, size: int) -> Array:
+    """Where blocks of `size` tokens begin that are counted anew in each segment, [B, T], those there are in front.
+
+    As many as there are tokens, at worst; behind the last one NO_BLOCK.
+    """
+    opens = (reach.place < line.k.shape[1]) & ((reach.place - reach.first) % size == 0)
+    return jnp.sort(jnp.where(opens, reach.place, NO_BLOCK), axis=1)
 
 
 def empty_line(batch_size: int, size: int, heads: int, head_dim: int, dtype: Any) -> KeyLine:

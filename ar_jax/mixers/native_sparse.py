@@ -16,12 +16,11 @@ from ar_jax.kernels.dense import Dense
 from ar_jax.kernels.native_sparse import Blocks, native_sparse
 from ar_jax.kernels.selected_attention import selected_attention
 from ar_jax.kernels.step_attention import step_attention
-from ar_jax.mixers.key_line import KeyLine, Reach, empty_line, extended, in_time
+from ar_jax.mixers.key_line import KeyLine, Reach, block_begins, empty_line, extended, in_time
 from ar_jax.mixers.positions import rotate
 from ar_jax.mixers.protocol import Tokens, merge_heads, split_heads
 
 FEW_QUERIES = 8  # so few read their windows one by one; more share them
-NO_BLOCK = 2**29  # where a block begins that there is not: behind all tokens
 
 
 @struct.dataclass
@@ -144,8 +143,7 @@ def line_size(line: KeyLine) -> int:
 
 def _packed_blocks(line: KeyLine, reach: Reach, size: int) -> Blocks:
     """Blocks that begin anew in each segment: as many as there are tokens, at worst."""
-    opens = (reach.place < line_size(line)) & ((reach.place - reach.first) % size == 0)
-    begin = jnp.sort(jnp.where(opens, reach.place, NO_BLOCK), axis=1)
+    begin = block_begins(reach, line, size)
     index = jnp.minimum(begin[..., None] + jnp.arange(size)[None, None], line_size(line) - 1)
     k, v = (jax.vmap(lambda rows, i: rows[i].mean(axis=1))(a, index) for a in (line.k, line.v))
     return Blocks(k, v, begin)

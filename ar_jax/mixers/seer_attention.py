@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -16,7 +14,8 @@ from ar_jax.config import UsageError
 from ar_jax.kernels.selected_attention import in_query_chunks, masked_softmax, selected_attention
 from ar_jax.kernels.step_attention import step_attention
 from ar_jax.mixers.block_gate import BlockGate, angles, turned_halves
-from ar_jax.mixers.key_line import KeyLine, Reach, empty_line, extended, in_time
+from ar_jax.mixers.gate_divergence import Gates, gate_divergence
+from ar_jax.mixers.key_line import KeyLine, Reach, block_begins, empty_line, extended, in_time
 from ar_jax.mixers.positions import rotate
 from ar_jax.mixers.protocol import Tokens, merge_heads, split_heads
 from ar_jax.mixers.side_loss import with_side_loss
@@ -37,23 +36,6 @@ class Pools:
 
     line: KeyLine
     pools: Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Gates:
-    """What a gate gives.
-
-    Attributes:
-      asked: [B, T, K, gate_dim], the gate's queries.
-      share: (asked, first, limit) of some queries to [B, K, T, M], and which blocks these see, [B, T, M] bool.
-    """
-
-    asked: Array
-    share: Callable[[Array, Array, Array], tuple[Array, Array]]
-
-    def __call__(self, asked: Array, first: Array, limit: Array) -> tuple[Array, Array]:
-        """See `share`."""
-        return self.share(asked, first, limit)
 
 
 class SeerAttention(nn.Module):
@@ -186,8 +168,7 @@ class SeerAttention(nn.Module):
     def _packed(self, line: KeyLine, reach: Reach, k: Array) -> tuple[Array, Array]:
         """Blocks that begin anew in each segment, as many as there are tokens at worst, and their pools."""
         size, count = self.block_size, line.k.shape[1]
-        opens = (reach.place < count) & ((reach.place - reach.first) % size == 0)
-        begin = jnp.sort(jnp.where(opens, reach.place, 2**29), axis=1)
+        begin = block_begins(reach, line, size)
         index = jnp.minimum(begin[..., None] + jnp.arange(size)[None, None], count - 1)
         plain = extended(
             empty_line(k.shape[0], k.shape[1], k.shape[2], k.shape[3], jnp.float32), k, k, reach.place < count, None
@@ -211,29 +192,3 @@ class SeerAttention(nn.Module):
             return masked_softmax(logits, jnp.broadcast_to(seen[:, None], logits.shape))[0], seen
 
         return Gates(asked, share)
-
-
-def gate_divergence(q: Array, k: Array, gates: Gates, begin: Array, reach: Reach, size: int) -> Array:
-    """The mean over queries and key heads of KL(target | gate), [] float32; only the gate has a gradient.
-
-    The target of a block is the largest weight that any of its keys has for any query head of the group, of the whole of
-    these.
-    """
-    q, k = jax.lax.stop_gradient((q, k))
-    count, length, shared = begin.shape[1], k.shape[1], k.shape[2]
-    place = jnp.arange(length, dtype=jnp.int32)[None, None]
-
-    def part(q: Array, asked: Array, first: Array, limit: Array) -> Array:
-        grouped = q.reshape(*q.shape[:2], shared, -1, q.shape[-1])
-        logits = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-        seen = (place >= first[..., None]) & (place < limit[..., None])
-        weights, _ = masked_softmax(logits, jnp.broadcast_to(seen[:, None, None], logits.shape))
-        weights = jnp.pad(weights, ((0, 0),) * 4 + ((0, count * size - length),))
-        target = weights.reshape(*weights.shape[:4], count, size).max(axis=(2, 5))  # [B, K, T, M]
-        target = target / jnp.maximum(target.sum(axis=-1, keepdims=True), 1e-9)
-        share, _ = gates(asked, first, limit)
-        surprise = jnp.log(jnp.maximum(target, 1e-9)) - jnp.log(jnp.maximum(share, 1e-9))
-        return (target * surprise).sum(axis=-1).mean(axis=1)  # [B, T]
-
-    arrays = q, gates.asked, reach.first, reach.limit
-    return in_query_chunks(part, arrays, LARGEST_TABLE // length).mean()

@@ -1,4 +1,4 @@
-"""Select and pack attention (SPA, arXiv:2410.23608): a gate chooses tokens, those of all examples share one row."""
+"""Select and pack attention (SPA, arXiv:2410.23608): a gate chooses tokens, those of some examples share a row."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jax import Array
 from ar_jax.config import UsageError
 from ar_jax.kernels.dense import Dense
 from ar_jax.kernels.step_attention import step_attention
-from ar_jax.mixers.protocol import NEVER, Tokens, merge_heads, split_heads
+from ar_jax.mixers.protocol import NEVER, Tokens, merge_heads, split_heads, take
 from ar_jax.mixers.side_loss import with_side_loss
 from ar_jax.mixers.statistics import Statistics
 
@@ -25,7 +25,7 @@ class Pack:
     """Chosen tokens of a batch, one behind the other.
 
     Attributes:
-      index: [P] int32, where each stands in the batch [B T]; B T behind the last one.
+      index: [P] int32, where each stands among B T tokens; B T behind the last one.
       owner: [P] int32, which tokens read one another: those of one example and segment; -1 behind the last one.
       left_out: int32 scalar, how many were chosen for which there was no room: the last ones.
     """
@@ -57,20 +57,21 @@ def pack(chosen: Array, owner: Array, capacity: int) -> Pack:
 class SelectAndPack(nn.Module):
     """y_i = sigmoid(g_i) attention(chosen tokens of the example)_i where g_i = w x_i + b > 0, and 0 elsewhere.
 
-    All chosen tokens of a batch stand in one row of `capacity` of its tokens, and blocks of the row that belong to different
-    examples are skipped: what is computed follows the number of chosen tokens, whatever their share in each example, under
-    static shapes. What finds no room is counted, never silently lost: `statistics/left_out` is the share of chosen tokens
-    that had none in the last step of training; with capacity 1 all have. Selection labels supervise the gate: see
-    `selection_loss`.
+    The chosen tokens of some examples stand in one row, and blocks of it that belong to different examples are skipped: what
+    is computed follows the number of chosen tokens, whatever their share in each example, under static shapes. What finds
+    no room is counted, never silently lost: `statistics/left_out` is the share of chosen tokens that had none in the last
+    step of training; with capacity 1 all have. Selection labels supervise the gate: see `selection_loss`.
 
     Attributes:
-      capacity: the row's length as a part of the batch's tokens.
+      group: examples that share a row; a batch has as many rows as it needs.
+      capacity: the row's length as a part of these examples' tokens.
       rate: the part of the tokens that should be chosen where there are no labels; a loss of the mixer's own sees to it.
       rate_weight: of that loss; 0 does without.
     """
 
     embed_dim: int
     num_heads: int = 4
+    group: int = 4
     capacity: float = 1.0
     rate: float = 0.5
     rate_weight: float = 0.1
@@ -83,10 +84,10 @@ class SelectAndPack(nn.Module):
 
     def setup(self) -> None:
         """The gate, and projections."""
-        if not 0 < self.capacity <= 1 or not 0 < self.rate < 1 or self.rate_weight < 0:
+        if self.group < 1 or not 0 < self.capacity <= 1 or not 0 < self.rate < 1 or self.rate_weight < 0:
             raise UsageError(
-                f"config.model.mixer: capacity={self.capacity} must lie in (0, 1], rate={self.rate} in (0, 1), and "
-                f"rate_weight={self.rate_weight} be at least 0."
+                f"config.model.mixer: group={self.group} must be at least 1, capacity={self.capacity} must lie in (0, 1], "
+                f"rate={self.rate} in (0, 1), and rate_weight={self.rate_weight} be at least 0."
             )
         if self.num_heads < 1 or self.embed_dim % self.num_heads:
             raise UsageError(
@@ -115,15 +116,22 @@ class SelectAndPack(nn.Module):
         if tokens.segment is not None:
             owner = owner + tokens.segment
         chosen = present & (gate > 0)
-        packed = pack(chosen, owner, math.ceil(self.capacity * batch * length))
-        rows = x.reshape(-1, width)[jnp.minimum(packed.index, batch * length - 1)][None]
-        read = (
-            jnp.zeros((batch * length, width), self.dtype)
-            .at[packed.index]
-            .set(self._attend(rows, packed.owner)[0].astype(self.dtype), mode="drop")
-        )
-        out = self.out(read.reshape(x.shape) * nn.sigmoid(gate)[..., None].astype(self.dtype))
-        left_out = packed.left_out / jnp.maximum(chosen.sum(), 1)
+        group = min(self.group, batch)
+        capacity = math.ceil(self.capacity * group * length)
+
+        def in_rows(a: Array) -> Array:
+            """[B, T, ...] to [B / group, group T, ...]; examples that fill up the last row have nothing chosen."""
+            a = jnp.pad(a, ((0, -batch % group), (0, 0)) + ((0, 0),) * (a.ndim - 2))
+            return a.reshape(-1, group * length, *a.shape[2:])
+
+        packed = jax.vmap(lambda chosen, owner: pack(chosen, owner, capacity))(in_rows(chosen), in_rows(owner))
+        fed = take(in_rows(x), jnp.minimum(packed.index, group * length - 1))
+        read = self._attend(fed, packed.owner).astype(self.dtype)
+        empty = jnp.zeros((len(read), group * length, width), self.dtype)
+        put = jax.vmap(lambda empty, index, row: empty.at[index].set(row, mode="drop"))
+        read = put(empty, packed.index, read).reshape(-1, length, width)[:batch]
+        out = self.out(read * nn.sigmoid(gate)[..., None].astype(self.dtype))
+        left_out = packed.left_out.sum() / jnp.maximum(chosen.sum(), 1)
         out = self.statistics.moves(left_out - self.statistics(), out)
         if self.rate_weight:
             share = jnp.where(present, nn.sigmoid(gate), 0).sum() / jnp.maximum(present.sum(), 1)
@@ -131,7 +139,7 @@ class SelectAndPack(nn.Module):
         return out, state
 
     def _attend(self, x: Array, owner: Array) -> Array:
-        """Attention in a row of tokens [1, P, D] among those of one owner."""
+        """Attention in rows of tokens [R, P, D] among those of one owner."""
         q, k, v = (split_heads(project(x), self.num_heads) for project in (self.query, self.key, self.value))
         zeros = jnp.zeros(x.shape[1], jnp.int32)
         segments: dict[str, Any] = {"query_segment": owner, "key_segment": owner}

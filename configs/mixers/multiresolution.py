@@ -10,7 +10,7 @@ VARIANTS = digits_masked.VARIANTS
 def get_config(variant: str = "base") -> ConfigDict:
     """Blocks of 8 places, a row of the image; 24 of 81 pairs of blocks are exact.
 
-    `python train.py --config=configs/mixers/multiresolution.py:smoke --workdir=DIR`: 40 steps to BITS bits per dimension held
+    `python train.py --config=configs/mixers/multiresolution.py:smoke --workdir=DIR`: 40 steps to 2.62 bits per dimension held
     out.
     """
     config = digits_masked.get_config(variant)

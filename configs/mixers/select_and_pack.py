@@ -1,4 +1,4 @@
-"""Digits from masks by attention among chosen places, those of all images in one row (SPA, S026, arXiv:2410.23608)."""
+"""Digits from masks by attention among chosen places, those of some images in one row (SPA, S026, arXiv:2410.23608)."""
 
 from ml_collections import ConfigDict
 

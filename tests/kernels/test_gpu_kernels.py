@@ -138,7 +138,7 @@ def test_linear_attention_is_the_equation(decay: str | None, has_bonus: bool, st
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("rule", ["delta", "dplr"])
 def test_delta_rules_are_the_equations(rule: str, dtype: str) -> None:
-    r, (batch, time, heads, head_dim, width) = np.random.default_rng(0), (1, 37, 2, 24, 20)
+    r, (batch, time, heads, head_dim, width) = np.random.default_rng(0), (1, 21, 2, 24, 20)
     tokens = (batch, time, heads)
 
     def unit(length: float) -> jax.Array:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 
 from ar_jax.interop.kinds import Arrays, Meta
+from ar_jax.interop.mixers.sequences import Outputs
 from ar_jax.kernels.routed_attention import balanced_clusters, cluster_sums, unit
-
-Outputs = dict[str, Any]
 
 
 def replay_routing(meta: Meta, weights: Arrays, inputs: Arrays) -> Outputs:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ar_jax.interop.kinds import Arrays, Meta
+from ar_jax.interop.mixers.sequences import Outputs
 from ar_jax.interop.mixers.torch_top_k import torch_top_k
 from ar_jax.kernels.multiresolution import multiresolution
 from ar_jax.kernels.native_sparse import Blocks, block_means, native_sparse
@@ -16,8 +17,6 @@ from ar_jax.kernels.ranked_attention import ranked_attention
 from ar_jax.kernels.sparsek import sparsek
 from ar_jax.kernels.step_attention import merge, step_attention, visibility
 from ar_jax.kernels.step_attention.key_bias import forgotten, key_biased
-
-Outputs = dict[str, Any]
 
 
 def replay_forgetting(meta: Meta, weights: Arrays, inputs: Arrays) -> Outputs:

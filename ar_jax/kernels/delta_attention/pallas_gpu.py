@@ -31,7 +31,8 @@ def delta(
     w, u, x = -inverse @ (from_start * k), inverse @ values, to_end * k
     before, written, final = states(v.dtype, w, u, x, fade, None, initial_state)
     scores = jnp.exp(between) * _product("bznth,bznjh->bzntj", q, k)
-    out = _read(from_start * q, before) + _product("bzntj,bznje->bznte", scores.astype(v.dtype), written)
+    out = _product("bznth,bznhe->bznte", (from_start * q).astype(v.dtype), before)
+    out += _product("bzntj,bznje->bznte", scores.astype(v.dtype), written)
     return _joined(out, v), final
 
 
@@ -47,20 +48,25 @@ def dplr(
     chunk_size: int | None = None,
 ) -> tuple[Array, Array]:
     """See `dplr_attention`. With A = (I - M_ab)^-1 what b writes is A M_ak v + (A decayed a) S."""
-    q, k, values, a, b, log_decay = _split((q, k, v, a, b, log_decay), chunk_size)
+    *arrays, log_decay = _split((q, k, v, a, b, log_decay), chunk_size)
+    outer = log_decay.shape[:3]
+    # One axis for examples, chunks and heads: XLA's CPU compiler (jaxlib 0.10.2) does not survive axes of size one here.
+    q, k, values, a, b, log_decay = (s.reshape(-1, *s.shape[3:]) for s in (*arrays, log_decay))
     reading, writing = jnp.stack([a, q * jnp.exp(log_decay)]), jnp.stack([b, k])
     (earlier_a, earlier_q), before, after = _decayed_products(reading, writing, log_decay)
-    own = jnp.einsum("bznth,wbznth->wbznt", q, writing)[..., None]
+    own = jnp.einsum("zth,wzth->wzt", q, writing)[..., None]
     reading, writing = reading * jnp.exp(before)[None], writing * jnp.exp(after)[None]
     inverse = _inverse(-earlier_a[0])
     fade = jnp.exp(before[..., -1, :] + log_decay[..., -1, :])
     w, u = inverse @ reading[0], inverse @ (earlier_a[1] @ values)
-    added = _product("bznjh,bznje->bznhe", writing[1], values)
-    memories, moved, final = states(v.dtype, w, u, writing[0], fade, added, initial_state)
-    out = _read(reading[1], memories)
-    out += _product("bzntj,bznje->bznte", earlier_q[0].astype(moved.dtype), moved) + own[0] * moved
+    added = _product("zjh,zje->zhe", writing[1], values)
+    parts = (s.reshape(*outer, *s.shape[1:]) for s in (w, u, writing[0], fade, added))
+    *kept, final = states(v.dtype, *parts, initial_state)
+    memories, moved = (s.reshape(-1, *s.shape[3:]) for s in kept)
+    out = _product("zth,zhe->zte", reading[1].astype(v.dtype), memories)
+    out += _product("ztj,zje->zte", earlier_q[0].astype(v.dtype), moved) + own[0] * moved
     out += earlier_q[1] @ values + own[1] * values
-    return _joined(out, v), final
+    return _joined(out.reshape(*outer, *out.shape[1:]), v), final
 
 
 def _split(arrays: tuple[Array, ...], chunk_size: int | None) -> list[Array]:
@@ -79,10 +85,6 @@ def _joined(out: Array, v: Array) -> Array:
     """Undoes _split, in v's shape and dtype."""
     out = jnp.swapaxes(out, 2, 3)
     return out.reshape(len(out), -1, *out.shape[3:])[:, : v.shape[1]].astype(v.dtype)
-
-
-def _read(reading: Array, memories: Array) -> Array:
-    return _product("bznth,bznhe->bznte", reading.astype(memories.dtype), memories)
 
 
 def _product(equation: str, x: Array, y: Array) -> Any:
