@@ -27,7 +27,7 @@ MIXERS: dict[str, dict[str, Any]] = {
     "softmax window, forgetting": dict(kind="softmax", num_heads=2, window=3, forget_gate=True),
     "linear": dict(kind="linear", num_heads=2),
     "linear, fixed decay": dict(
-        kind="linear", num_heads=2, feature_map="identity", decay="fixed", normalize=False, chunk_size=5
+        kind="linear", num_heads=2, feature_map="identity", decay="fixed", normalize=False, chunk_size=4
     ),
     "linear, learned decay": dict(kind="linear", num_heads=2, feature_map="relu", decay="learned", normalize=False),
     "convolution": dict(kind="convolution", width=3),

@@ -115,15 +115,15 @@ def test_flops_of_the_core_of_softmax_attention_have_slope_two(differentiated: b
     assert whole(1024) > 3 * whole(512)  # with its projections: between slope one and two
 
 
-@pytest.mark.parametrize(("name", "power"), [("softmax", 2), *((name, 1) for name in (*LINEAR, *LINEAR_BOTH_WAYS))])
-def test_temporary_memory_grows_as_the_flops_do(name: str, power: int) -> None:
+@pytest.mark.parametrize("name", ["softmax", *LINEAR, *LINEAR_BOTH_WAYS])
+def test_temporary_memory_grows_with_the_length(name: str) -> None:
     """Of the compiled program; what the compiler lays over one another differs a little from length to length."""
 
     def temporary_bytes(length: int) -> int:
         lowered = jax.jit(functools.partial(mix, name)).lower(params_of(name), sequence(length))
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
-    assert slope(functools.cache(temporary_bytes), 256 if power == 2 else 512) == pytest.approx(power, abs=0.15)
+    assert slope(functools.cache(temporary_bytes), 512) == pytest.approx(1, abs=0.15)
 
 
 def step_flops(name: str, context: int) -> int:
