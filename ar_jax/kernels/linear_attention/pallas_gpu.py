@@ -21,6 +21,7 @@ from ar_jax.kernels.linear_attention.pallas_gpu_channel import channel_scores
 from ar_jax.kernels.linear_attention.pallas_gpu_chunks import Chunks
 
 CHUNK, TILE = 64, 64  # tokens, and columns of the memory; half of it for 32 bits
+CHANNELS = 16  # of the keys, that are read at once where numbers have 32 bits: more would not fit into registers
 
 
 def pallas_gpu(
@@ -129,20 +130,35 @@ def linear_attention_outs(
     part, parts = pl.program_id(0), chunks.padded[2] // chunks.tile
     index, columns = part // parts, pl.ds(part % parts * chunks.tile, chunks.tile)
     tokens = pl.ds(index * chunks.size, chunks.size)
-    queries, keys = (triton.load(ref, (tokens, slice(None)), chunks.keys) for ref in (q, k))
-    values = triton.load(v, (tokens, columns), chunks.values)
-    memory = triton.load(before, (index, slice(None), columns), (chunks.count, *chunks.memory))
-    fade, causal = chunks.decay(decay, tokens), chunks.causal()
+    values, causal = triton.load(v, (tokens, columns), chunks.values), chunks.causal()
 
-    result = triton.product((queries.astype(jnp.float32) * fade.from_start()).astype(queries.dtype), memory)
+    def channels(number: Any, sums: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        """Adds what some channels of the keys say."""
+        result, weights, own = sums
+        rows = pl.ds(number * size, size)
+        queries, keys = (triton.load(ref, (tokens, rows), chunks.keys) for ref in (q, k))
+        memory = triton.load(before, (index, rows, columns), (chunks.count, *chunks.memory))
+        from_start = chunks.decay(decay, tokens, rows).from_start()
+        result += triton.product((queries.astype(jnp.float32) * from_start).astype(queries.dtype), memory)
+        if scores is None:
+            weights += triton.product(queries, keys, (1, 1))
+        if bonus is not None:
+            weighted = triton.load(bonus, (rows,), (chunks.head_dim,))[None] * queries.astype(jnp.float32)
+            own += (weighted * keys.astype(jnp.float32)).sum(axis=1)
+        return result, weights, own
+
+    width = chunks.padded[1]
+    size = width if values.dtype.itemsize == 2 else min(width, CHANNELS)
+    sums: Any = tuple(jnp.zeros(s, jnp.float32) for s in (values.shape, causal.shape, causal.shape[:1]))
+    sums = channels(0, sums) if size == width else jax.lax.fori_loop(0, width // size, channels, sums)
+    result, weights, own = sums
     if scores is None:
-        weights = triton.product(queries, keys, (1, 1)) * fade.between(causal)
+        weights *= chunks.decay(decay, tokens).between(causal)
     else:
-        weights = jnp.where(causal, scores[tokens, :], 0)
+        weights = jnp.where(causal, scores[tokens, :].astype(jnp.float32), 0.0)
     result += triton.product(weights.astype(values.dtype), values)
     if bonus is not None:
-        weighted = triton.load(bonus, (slice(None),), (chunks.head_dim,))[None] * queries.astype(jnp.float32)
-        result += (weighted * keys.astype(jnp.float32)).sum(axis=1)[:, None] * values.astype(jnp.float32)
+        result += own[:, None] * values.astype(jnp.float32)
     triton.store(out, (tokens, columns), result, chunks.values)
 
 
