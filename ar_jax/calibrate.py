@@ -1,7 +1,8 @@
 """Loki from a trained model: python -m ar_jax.calibrate --workdir=DIR --out=NEW [--num_keys=64] [--rank=8] [--batches=8].
 
 DIR is the run of a model of softmax attention. The principal components of its keys are measured on its training data; NEW is
-a run of the same model that reads the num_keys keys with the largest scores in `rank` components. eval.py and sample.py take it.
+a run of the same model that reads the num_keys keys with the largest scores in `rank` components. eval.py and `ar_jax.load`
+take it.
 """
 
 from __future__ import annotations

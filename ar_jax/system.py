@@ -129,7 +129,11 @@ class System:
     def frozen(self, name: str) -> bool:
         """See Task: the tokenizer is not trained here, and statistics are measured."""
         by_objective = getattr(self.objective, "frozen", None)
-        return name.startswith("tokenizer/") or is_statistic(name) or bool(by_objective and by_objective(name))
+        return name.startswith("tokenizer/") or self.measured(name) or bool(by_objective and by_objective(name))
+
+    def measured(self, name: str) -> bool:
+        """See Task."""
+        return is_statistic(name)
 
     def loss(
         self, params: Params, batch: Mapping[str, Array], key: Array, progress: Array

@@ -20,7 +20,7 @@ _MANY_MAPS = 30_000  # of the 65,530 memory maps that Linux lets a process have 
 
 @pytest.fixture(autouse=True)
 def compiled_programs_are_given_up_in_time() -> Iterator[None]:
-    """Every compiled program keeps some memory maps, and a process that runs out of them dies."""
+    """Every compiled program keeps some memory maps: one process of this suite was seen with more than half of its share."""
     yield
     maps = Path("/proc/self/maps")
     if next(_tests_run) % 20 == 0 and maps.exists() and maps.read_text().count("\n") > _MANY_MAPS:

@@ -37,4 +37,5 @@ class GateDistillation:
             if jax.tree_util.keystr(path, simple=True, separator="/").endswith("statistics/divergence")
         ]
         divergence = jax.lax.stop_gradient(sum(told) / max(len(told), 1))
+        # Without a share in the loss no derivative would reach the layers, which add their own.
         return 0.0 * hidden.astype(jnp.float32).sum() + divergence, {"gate_divergence": jnp.asarray(divergence)}

@@ -1,4 +1,4 @@
-"""What the trainer asks of whatever is trained: three functions, two of them traceable."""
+"""What the trainer asks of whatever is trained: four functions, two of them traceable."""
 
 from __future__ import annotations
 
@@ -27,6 +27,13 @@ class Task(Protocol):
         """Whether the optimiser leaves a leaf alone: no gradient, no decay, no moments, and no average of it is kept.
 
         So it must be for leaves that `loss` replaces, and may be for a part that was trained before.
+        """
+        ...
+
+    def measured(self, name: str) -> bool:
+        """Whether a frozen leaf is a statistic of the network.
+
+        The loss's derivative by such a leaf is not a gradient, but a change, which training adds to it.
         """
         ...
 

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from ar_jax.mixers.statistics import is_statistic
 from ar_jax.training.paths import named_leaves, with_leaves, without
 from ar_jax.training.protocol import Batch, Metrics, Params, Task
 from ar_jax.training.schedules import Schedule
@@ -112,7 +111,7 @@ def _loss_and_gradients(
 ) -> tuple[jax.Array, Any, Metrics, dict[str, jax.Array]]:
     """Loss, float32 gradients of what is not frozen and metrics of a batch, as means over its micro-batches.
 
-    Also returns the replaced leaves, statistics of mixers among them, whose derivatives are their changes: micro-batches come
+    Also returns the replaced leaves, measured ones among them, whose derivatives are their changes: micro-batches come
     one after another, so what one leaves the next one sees.
     """
 
@@ -123,7 +122,7 @@ def _loss_and_gradients(
             return loss, (dict(metrics), _checked(task, params, replaced))
 
         known = named_leaves(params) | held
-        measured = {name: known[name] for name in known if is_statistic(name) and task.frozen(name)}
+        measured = {name: known[name] for name in known if task.measured(name)}
         gradient_of = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
         (loss, (metrics, replaced)), (gradients, changes) = gradient_of(without(params, task.frozen), measured)
         replaced |= {name: leaf + changes[name] for name, leaf in measured.items()}

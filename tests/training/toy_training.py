@@ -33,6 +33,9 @@ class Toy:
     def frozen(self, name):
         return name.startswith("seen/")
 
+    def measured(self, name):
+        return False
+
     def replaced(self, params, batch):
         mean, count = params["seen"]["mean"], params["seen"]["count"]
         return {"seen/mean": 0.9 * mean + 0.1 * batch["x"].mean(axis=0), "seen/count": count + len(batch["x"])}

@@ -12,9 +12,10 @@ from jax import Array
 from ar_jax.mixers.norms import make_norm
 from ar_jax.models.vision.pyramid import Classifier, Convolution, Pyramid, depthwise
 
-# Table 5 of the paper.
+# Of the official code.
 SIZES = {
     "femto": dict(dims=(48, 96, 192, 288), depths=(3, 3, 9, 3)),
+    "kobe": dict(dims=(48, 96, 192, 288), depths=(3, 3, 15, 3)),
     "tiny": dict(dims=(96, 192, 384, 576), depths=(3, 3, 9, 3)),
     "small": dict(dims=(96, 192, 384, 576), depths=(3, 4, 27, 3)),
     "base": dict(dims=(128, 256, 512, 768), depths=(3, 4, 27, 3)),

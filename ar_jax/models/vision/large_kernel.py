@@ -9,15 +9,12 @@ from jax import Array
 
 from ar_jax.models.vision.pyramid import Classifier, Convolution, Pyramid, depthwise
 
-# Table 2 of the paper.
+# Of the official code, there called tiny, small, base and large.
 SIZES = {
     "b0": dict(embed_dims=(32, 64, 160, 256), depths=(3, 3, 5, 2)),
     "b1": dict(embed_dims=(64, 128, 320, 512), depths=(2, 2, 4, 2)),
     "b2": dict(embed_dims=(64, 128, 320, 512), depths=(3, 3, 12, 3)),
     "b3": dict(embed_dims=(64, 128, 320, 512), depths=(3, 5, 27, 3)),
-    "b4": dict(embed_dims=(64, 128, 320, 512), depths=(3, 6, 40, 3)),
-    "b5": dict(embed_dims=(96, 192, 480, 768), depths=(3, 3, 24, 3)),
-    "b6": dict(embed_dims=(96, 192, 384, 768), depths=(6, 6, 90, 6)),
 }
 gelu = functools.partial(nn.gelu, approximate=False)
 

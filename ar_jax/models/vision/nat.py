@@ -12,7 +12,7 @@ from ar_jax.mixers.neighborhood import Neighborhood
 from ar_jax.mixers.norms import make_norm
 from ar_jax.models.vision.pyramid import Classifier, Convolution, Pyramid
 
-# Table 1 of the paper; the base model's channels have learned scales, as in CaiT.
+# Of the official code; the channels of the two larger models have learned scales, as in CaiT.
 SIZES = {
     "mini": dict(dim=64, depths=(3, 4, 6, 5), num_heads=(2, 4, 8, 16), mlp_ratio=3.0),
     "tiny": dict(dim=64, depths=(3, 4, 18, 5), num_heads=(2, 4, 8, 16), mlp_ratio=3.0),
