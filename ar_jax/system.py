@@ -25,7 +25,7 @@ from ar_jax.feeds.protocol import BLANK, Feed
 from ar_jax.heads import HEADS
 from ar_jax.heads.protocol import Head, Sampling
 from ar_jax.mixers import MIXERS
-from ar_jax.mixers.statistics import is_statistic
+from ar_jax.mixers.common.statistics import is_statistic
 from ar_jax.models.autoregressive import Autoregressive
 from ar_jax.models.build import build_generator
 from ar_jax.models.conditioning import CONDITIONERS, Condition, Conditioner, NoCondition

@@ -12,10 +12,10 @@ from jax import Array
 
 from ar_jax.config import UsageError, choose
 from ar_jax.kernels.dense import Dense
-from ar_jax.mixers.line import Line, empty_line, line_index, present, running_sum
-from ar_jax.mixers.place_order import in_place_order, total
+from ar_jax.mixers.common.line import Line, empty_line, line_index, present, running_sum
+from ar_jax.mixers.common.place_order import in_place_order, total
+from ar_jax.mixers.common.short_convolution import Ring, centered_convolution, empty_ring, short_convolution
 from ar_jax.mixers.protocol import Tokens
-from ar_jax.mixers.short_convolution import Ring, centered_convolution, empty_ring, short_convolution
 
 VARIANTS = ("full", "local", "conv", "simple")
 LIMIT = 50.0  # nats: float32 adds a million of exp(LIMIT), and what is so much smaller would leave nothing in a sum

@@ -9,8 +9,8 @@ from flax import linen as nn
 from jax import Array
 
 from ar_jax.config import UsageError
+from ar_jax.mixers.common.places import Places
 from ar_jax.mixers.neighborhood import Neighborhood
-from ar_jax.mixers.places import Places
 from ar_jax.mixers.protocol import Tokens
 
 

@@ -13,10 +13,10 @@ from jax import Array
 from ar_jax.config import UsageError
 from ar_jax.kernels.dense import Dense
 from ar_jax.kernels.linear_attention import linear_attention
+from ar_jax.mixers.common.long_convolution import finite_convolution
+from ar_jax.mixers.common.short_convolution import Ring, empty_ring, short_convolution
 from ar_jax.mixers.linear import FORGOTTEN
-from ar_jax.mixers.long_convolution import finite_convolution
 from ar_jax.mixers.protocol import Tokens, in_time_order, merge_heads, split_heads
-from ar_jax.mixers.short_convolution import Ring, empty_ring, short_convolution
 
 
 @struct.dataclass

@@ -16,7 +16,7 @@ from jax import Array
 from ar_jax.config import UsageError, choose
 from ar_jax.kernels.combiner import FACTORIZATIONS, Factorization, Table, combined, table_of, updated
 from ar_jax.kernels.dense import Dense
-from ar_jax.mixers.key_line import KeyLine, Reach, empty_line, extended, in_time
+from ar_jax.mixers.common.key_line import KeyLine, Reach, empty_line, extended, in_time
 from ar_jax.mixers.positions import rotate
 from ar_jax.mixers.protocol import Tokens, merge_heads, split_heads
 

@@ -11,8 +11,8 @@ from jax import Array
 
 from ar_jax.config import UsageError
 from ar_jax.kernels.dense import Dense
+from ar_jax.mixers.common.short_convolution import Ring, empty_ring, short_convolution
 from ar_jax.mixers.protocol import Tokens
-from ar_jax.mixers.short_convolution import Ring, empty_ring, short_convolution
 
 
 class Convolution(nn.Module):

@@ -10,10 +10,10 @@ from flax import linen as nn
 from jax import Array
 
 from ar_jax.config import UsageError
-from ar_jax.mixers.line import line_index, present
-from ar_jax.mixers.place_order import in_place_order
+from ar_jax.mixers.common.line import line_index, present
+from ar_jax.mixers.common.place_order import in_place_order
+from ar_jax.mixers.common.short_convolution import Ring, empty_ring, short_convolution
 from ar_jax.mixers.protocol import NEVER, Tokens, segment_starts
-from ar_jax.mixers.short_convolution import Ring, empty_ring, short_convolution
 
 
 class FNet(nn.Module):

@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax import Array
 
 from ar_jax.kernels.dense import Dense
-from ar_jax.mixers.long_convolution import long_convolution
+from ar_jax.mixers.common.long_convolution import long_convolution
 from ar_jax.mixers.norms import make_norm
 from ar_jax.mixers.protocol import Tokens
 

@@ -11,9 +11,9 @@ from jax import Array
 
 from ar_jax.config import UsageError
 from ar_jax.kernels.dense import Dense
-from ar_jax.mixers.place_order import in_place_order
+from ar_jax.mixers.common.place_order import in_place_order
+from ar_jax.mixers.common.short_convolution import Ring, centered_convolution, empty_ring, short_convolution
 from ar_jax.mixers.protocol import Tokens, merge_heads, split_heads
-from ar_jax.mixers.short_convolution import Ring, centered_convolution, empty_ring, short_convolution
 
 
 class LightweightConvolution(nn.Module):

@@ -12,8 +12,8 @@ from jax import Array
 from ar_jax.config import UsageError
 from ar_jax.kernels.dense import Dense
 from ar_jax.kernels.step_attention import step_attention
-from ar_jax.mixers.line import present
-from ar_jax.mixers.place_order import total
+from ar_jax.mixers.common.line import present
+from ar_jax.mixers.common.place_order import total
 from ar_jax.mixers.protocol import Tokens, merge_heads, split_heads
 
 

@@ -12,9 +12,9 @@ from jax import Array
 from ar_jax.config import UsageError
 from ar_jax.kernels.ranked_attention import ranked_attention
 from ar_jax.kernels.step_attention import visibility
+from ar_jax.mixers.common.statistics import Statistics
 from ar_jax.mixers.protocol import Tokens, merge_heads
 from ar_jax.mixers.softmax import Cache, Softmax
-from ar_jax.mixers.statistics import Statistics
 
 
 class Loki(nn.Module):

@@ -13,12 +13,12 @@ from jax import Array
 
 from ar_jax.config import UsageError, choose
 from ar_jax.kernels.dense import Dense
-from ar_jax.mixers.line import empty_line
-from ar_jax.mixers.moving_average import MovingAverage
+from ar_jax.mixers.common.line import empty_line
+from ar_jax.mixers.common.moving_average import MovingAverage
+from ar_jax.mixers.common.short_convolution import empty_ring
+from ar_jax.mixers.common.single_head import ATTENTIONS, Head, attend
 from ar_jax.mixers.norms import NORMS, make_norm
 from ar_jax.mixers.protocol import Tokens
-from ar_jax.mixers.short_convolution import empty_ring
-from ar_jax.mixers.single_head import ATTENTIONS, Head, attend
 
 BIASES = ("simple", "rotary")
 

@@ -12,7 +12,7 @@ from jax import Array
 from ar_jax.config import UsageError, choose
 from ar_jax.kernels.dense import Dense
 from ar_jax.kernels.multiresolution import MODES, multiresolution
-from ar_jax.mixers.place_order import in_place_order
+from ar_jax.mixers.common.place_order import in_place_order
 from ar_jax.mixers.protocol import NEVER, Tokens, merge_heads, split_heads
 
 

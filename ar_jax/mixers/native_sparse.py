@@ -16,7 +16,7 @@ from ar_jax.kernels.dense import Dense
 from ar_jax.kernels.native_sparse import Blocks, native_sparse
 from ar_jax.kernels.selected_attention import selected_attention
 from ar_jax.kernels.step_attention import step_attention
-from ar_jax.mixers.key_line import KeyLine, Reach, block_begins, empty_line, extended, in_time
+from ar_jax.mixers.common.key_line import KeyLine, Reach, block_begins, empty_line, extended, in_time
 from ar_jax.mixers.positions import rotate
 from ar_jax.mixers.protocol import Tokens, merge_heads, split_heads
 

@@ -16,7 +16,7 @@ from ar_jax.config import UsageError
 from ar_jax.kernels import neighborhood as kernel
 from ar_jax.kernels.dense import Dense
 from ar_jax.kernels.step_attention import step_attention
-from ar_jax.mixers.places import Places, empty_places, read
+from ar_jax.mixers.common.places import Places, empty_places, read
 from ar_jax.mixers.protocol import NEVER, Tokens, merge_heads, split_heads
 
 

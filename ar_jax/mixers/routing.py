@@ -14,11 +14,11 @@ from ar_jax.config import UsageError
 from ar_jax.kernels.cluster_rings import Rings, empty_rings, read_many, read_one
 from ar_jax.kernels.dense import Dense
 from ar_jax.kernels.routed_attention import balanced_clusters, cluster_sums, unit
-from ar_jax.mixers.key_line import in_time
+from ar_jax.mixers.common.key_line import in_time
+from ar_jax.mixers.common.statistics import Statistics
 from ar_jax.mixers.positions import rotate
 from ar_jax.mixers.protocol import NEVER, Tokens, merge_heads, split_heads
 from ar_jax.mixers.softmax import Softmax
-from ar_jax.mixers.statistics import Statistics
 
 
 class Routing(nn.Module):

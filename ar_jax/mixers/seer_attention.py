@@ -13,14 +13,14 @@ from jax import Array
 from ar_jax.config import UsageError
 from ar_jax.kernels.selected_attention import in_query_chunks, masked_softmax, selected_attention
 from ar_jax.kernels.step_attention import step_attention
-from ar_jax.mixers.block_gate import BlockGate, angles, turned_halves
-from ar_jax.mixers.gate_divergence import Gates, gate_divergence
-from ar_jax.mixers.key_line import KeyLine, Reach, block_begins, empty_line, extended, in_time
+from ar_jax.mixers.common.block_gate import BlockGate, angles, turned_halves
+from ar_jax.mixers.common.gate_divergence import Gates, gate_divergence
+from ar_jax.mixers.common.key_line import KeyLine, Reach, block_begins, empty_line, extended, in_time
+from ar_jax.mixers.common.side_loss import with_side_loss
+from ar_jax.mixers.common.statistics import Statistics
 from ar_jax.mixers.positions import rotate
 from ar_jax.mixers.protocol import Tokens, merge_heads, split_heads
-from ar_jax.mixers.side_loss import with_side_loss
 from ar_jax.mixers.softmax import Softmax
-from ar_jax.mixers.statistics import Statistics
 
 LARGEST_TABLE = 1 << 20  # gates of queries at a time, for each example and head
 

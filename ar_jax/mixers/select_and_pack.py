@@ -15,9 +15,9 @@ from jax import Array
 from ar_jax.config import UsageError
 from ar_jax.kernels.dense import Dense
 from ar_jax.kernels.step_attention import step_attention
+from ar_jax.mixers.common.side_loss import with_side_loss
+from ar_jax.mixers.common.statistics import Statistics
 from ar_jax.mixers.protocol import NEVER, Tokens, merge_heads, split_heads, take
-from ar_jax.mixers.side_loss import with_side_loss
-from ar_jax.mixers.statistics import Statistics
 
 
 @struct.dataclass

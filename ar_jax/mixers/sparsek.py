@@ -16,7 +16,7 @@ from ar_jax.config import UsageError, choose
 from ar_jax.kernels.dense import Dense
 from ar_jax.kernels.selected_attention import masked_softmax
 from ar_jax.kernels.sparsek import sparsek
-from ar_jax.mixers.key_line import in_time
+from ar_jax.mixers.common.key_line import in_time
 from ar_jax.mixers.positions import rotate
 from ar_jax.mixers.protocol import Tokens, merge_heads, split_heads
 

@@ -13,7 +13,7 @@ from jax import Array
 
 from ar_jax.config import UsageError
 from ar_jax.kernels.dense import Dense
-from ar_jax.mixers.places import Places, empty_places, raster, read
+from ar_jax.mixers.common.places import Places, empty_places, raster, read
 from ar_jax.mixers.protocol import NEVER, Tokens, merge_heads, split_heads
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from ar_jax.config import build
 from ar_jax.mixers import MIXERS
+from ar_jax.mixers.common.statistics import is_statistic
 from ar_jax.mixers.protocol import NEVER, Mixer, Tokens
-from ar_jax.mixers.statistics import is_statistic
 
 DIM, LENGTH, BATCH = 16, 9, 2
 NAMES = [name for name, row in cases.MIXERS.items() if ":" not in row["kind"]]

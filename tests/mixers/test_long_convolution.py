@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from ar_jax.mixers import MIXERS
-from ar_jax.mixers.long_convolution import STEPWISE, long_convolution
-from ar_jax.mixers.moving_average import MovingAverage
+from ar_jax.mixers.common.long_convolution import STEPWISE, long_convolution
+from ar_jax.mixers.common.moving_average import MovingAverage
 from ar_jax.mixers.protocol import Tokens
 
 BATCH, LENGTH, CHANNELS, SIZE = 2, 11, 3, 4

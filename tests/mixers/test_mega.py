@@ -12,8 +12,8 @@ import pytest
 
 from ar_jax.config import UsageError
 from ar_jax.mixers import MIXERS
+from ar_jax.mixers.common.single_head import Head, attend
 from ar_jax.mixers.protocol import Tokens
-from ar_jax.mixers.single_head import Head, attend
 
 LENGTH, WIDTH, CHUNK = 7, 3, 3
 DRAW = np.random.default_rng(0)

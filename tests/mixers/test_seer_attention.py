@@ -15,7 +15,7 @@ import pytest
 from ar_jax.analysis.flops import flops
 from ar_jax.config import UsageError
 from ar_jax.mixers import MIXERS
-from ar_jax.mixers.block_gate import POOLS, angles, turned_halves
+from ar_jax.mixers.common.block_gate import POOLS, angles, turned_halves
 from ar_jax.mixers.protocol import Tokens
 from ar_jax.models.from_softmax import from_softmax
 from ar_jax.training.paths import named_leaves

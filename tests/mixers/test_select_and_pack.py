@@ -62,7 +62,7 @@ def test_what_finds_no_room_is_counted() -> None:
 
 
 def test_the_share_that_was_left_out_is_told_with_the_parameters() -> None:
-    """By the gradient of the statistic, which is its change; see `ar_jax.mixers.statistics`."""
+    """By the gradient of the statistic, which is its change; see `ar_jax.mixers.common.statistics`."""
     for capacity, positive in ((1.0, False), (0.2, True)):
         mixer, params, x = made(capacity=capacity)
         gradient = jax.jit(jax.grad(lambda p, m=mixer, x=x: m.apply({"params": p}, x, tokens(LENGTH))[0].sum()))(params)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from ar_jax.mixers.line import present, stands_behind
+from ar_jax.mixers.common.line import present, stands_behind
 from ar_jax.mixers.protocol import Tokens, take
 
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ar_jax.mixers.line import line_index, present, stands_behind
+from ar_jax.mixers.common.line import line_index, present, stands_behind
+from ar_jax.mixers.common.short_convolution import Ring, last_values
 from ar_jax.mixers.protocol import Tokens, segment_starts, take
-from ar_jax.mixers.short_convolution import Ring, last_values
 
 STEPWISE = 4  # pieces so short are walked token by token; longer ones are transformed
 

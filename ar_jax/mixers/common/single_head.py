@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from ar_jax.mixers.line import Line, line_index, present
-from ar_jax.mixers.place_order import in_place_order
+from ar_jax.mixers.common.line import Line, line_index, present
+from ar_jax.mixers.common.place_order import in_place_order
+from ar_jax.mixers.common.short_convolution import Ring, last_values
 from ar_jax.mixers.protocol import NEVER, Tokens
-from ar_jax.mixers.short_convolution import Ring, last_values
 
 MEAN, DEVIATION = 0.707107, 0.282095  # sqrt(1 / 2) and sqrt(1 / (4 pi)): the best fit to relu^2 (sec. 3.2)
 ATTENTIONS: dict[str, Callable[[Array], Array] | None] = {

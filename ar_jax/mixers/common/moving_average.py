@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from ar_jax.mixers.long_convolution import long_convolution, powers
-from ar_jax.mixers.place_order import in_place_order
+from ar_jax.mixers.common.long_convolution import long_convolution, powers
+from ar_jax.mixers.common.place_order import in_place_order
+from ar_jax.mixers.common.short_convolution import empty_ring, short_convolution
 from ar_jax.mixers.protocol import Tokens
-from ar_jax.mixers.short_convolution import empty_ring, short_convolution
 
 AXES = {"alpha": 0.2, "delta": 0.2, "beta": 0.02, "gamma": 1.0}  # the deviations that they start with
 
