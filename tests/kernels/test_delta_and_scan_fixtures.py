@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,11 @@ from ar_jax.kernels.selective_scan import FORMS as SCAN_FORMS
 from ar_jax.kernels.selective_scan import selective_scan
 
 FIXTURES = Path(os.environ.get("AR_JAX_FIXTURES", Path(__file__).parents[3] / "shared" / "fixtures")) / "mixers"
+
+
+def with_slow_pallas(forms: Iterable[str]) -> list[Any]:
+    """The names of forms; interpreted Pallas forms, which other tests compare with the reference, only where asked for."""
+    return [pytest.param(form, marks=pytest.mark.slow) if form.startswith("pallas") else form for form in forms]
 
 
 def official(name: str) -> tuple[dict[str, Any], float]:
@@ -41,7 +47,7 @@ def compare(found: Any, right: Any, atol: float) -> None:
         np.testing.assert_allclose(a, b, atol=atol, rtol=0)
 
 
-@pytest.mark.parametrize("implementation", FORMS)
+@pytest.mark.parametrize("implementation", with_slow_pallas(FORMS))
 def test_the_delta_rule(implementation: str) -> None:
     x, atol = official("fla_delta_rule")
     q, k, v, beta = (tokens_first(x[f"in.{name}"]) for name in ("q", "k", "v", "beta"))
@@ -52,7 +58,7 @@ def test_the_delta_rule(implementation: str) -> None:
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
-@pytest.mark.parametrize("implementation", FORMS)
+@pytest.mark.parametrize("implementation", with_slow_pallas(FORMS))
 def test_the_gated_delta_rule(implementation: str, per_channel: bool) -> None:
     """Also with the same decay in each channel, which goes by the low-rank rule."""
     if per_channel and implementation not in DPLR_FORMS:
@@ -66,7 +72,7 @@ def test_the_gated_delta_rule(implementation: str, per_channel: bool) -> None:
         compare(found, (x[f"out.o{suffix}"], x[f"out.ht{suffix}"]), atol)
 
 
-@pytest.mark.parametrize("implementation", DPLR_FORMS)
+@pytest.mark.parametrize("implementation", with_slow_pallas(DPLR_FORMS))
 def test_rwkv7(implementation: str) -> None:
     x, atol = official("fla_rwkv7")
     r, k, v, a, b, w = (tokens_first(x[f"in.{name}"]) for name in ("r", "k", "v", "a", "b", "w"))
@@ -76,7 +82,7 @@ def test_rwkv7(implementation: str) -> None:
         compare((tokens_first(out), state), (x[f"out.o{suffix}"], x[f"out.ht{suffix}"]), atol)
 
 
-@pytest.mark.parametrize("implementation", SCAN_FORMS)
+@pytest.mark.parametrize("implementation", with_slow_pallas(SCAN_FORMS))
 def test_the_selective_scan(implementation: str) -> None:
     """The softplus of delta and the gate are Mamba's block's, not the scan's."""
     x, atol = official("mamba_selective_scan")
@@ -89,7 +95,7 @@ def test_the_selective_scan(implementation: str) -> None:
     compare([tokens_first(scan(u, delta, x["in.A"], b, c)[0])], [x["out.y_noD_noz"]], atol)
 
 
-@pytest.mark.parametrize("implementation", SCAN_FORMS)
+@pytest.mark.parametrize("implementation", with_slow_pallas(SCAN_FORMS))
 @pytest.mark.parametrize("case", ["groups", "fixed_BC"])
 def test_the_selective_scan_with_several_b_and_c(implementation: str, case: str) -> None:
     """Those that do not follow the token are groups of one channel each; the record has no gate here."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +69,7 @@ def attended(windows: Windows, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.
 def test_a_place_reads_what_the_definition_says(windows: Windows, tiled: bool) -> None:
     q, k, v = (heads(windows.grid, seed) for seed in range(3))
     tile = (2,) * len(windows.grid) if tiled else None
-    found = neighborhood_attention(q, k, v, windows, tile=tile)
+    found = jax.jit(lambda *heads: neighborhood_attention(*heads, windows, tile=tile))(q, k, v)
     np.testing.assert_allclose(found, attended(windows, q, k, v), atol=1e-5)  # float32, sums of a few terms
     np.testing.assert_array_equal(windows.visible().dense()[0], mask_of(windows))
 
@@ -85,12 +86,17 @@ def test_tokens_that_gather_their_windows_give_what_blocks_of_the_grid_give(wind
         grid=windows.grid,
     )
     x = jax.random.normal(jax.random.key(1), (2, *windows.grid, 8))
-    params = mixer.init(jax.random.key(0), x, method="on_grid")
+    params = jax.jit(lambda key, x: mixer.init(key, x, method="on_grid"))(jax.random.key(0), x)
     order = np.random.default_rng(0).permutation(math.prod(windows.grid))
     place = jnp.asarray(np.indices(windows.grid).reshape(len(windows.grid), -1).T[None, order], jnp.int32)
     tokens = Tokens(jnp.zeros(place.shape[:2], jnp.int32), place, len(order))
-    found = mixer.apply(params, x.reshape(2, -1, 8)[:, order], tokens)[0]
-    whole = mixer.apply(params, x, method="on_grid").reshape(2, -1, 8)[:, order]
+
+    @jax.jit
+    def both(params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        found = mixer.apply(params, x.reshape(2, -1, 8)[:, order], tokens)[0]
+        return found, mixer.apply(params, x, method="on_grid").reshape(2, -1, 8)[:, order]
+
+    found, whole = both(params, x)
     np.testing.assert_allclose(found, whole, atol=1e-5)  # float32, sums of a few terms
 
 

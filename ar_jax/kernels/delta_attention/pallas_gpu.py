@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from ar_jax.kernels import triton
+from ar_jax.kernels.delta_attention import chunks
 from ar_jax.kernels.delta_attention.pallas_gpu_states import states
-from ar_jax.kernels.delta_attention.xla import _decayed_products, _inverse, _sums_between
 
 CHUNK = 64
 
@@ -22,11 +22,11 @@ def delta(
 ) -> tuple[Array, Array]:
     """See `delta_attention`. With A = (I + lower)^-1 what is written is A beta v - (A beta decayed k) S."""
     q, k, values, beta, log_decay = _split((q, k, v, beta, log_decay), chunk_size)
-    between = _sums_between(log_decay)
+    between = chunks.sums_between(log_decay)
     total = jnp.cumsum(log_decay, axis=-1)[..., None]
     from_start, to_end = jnp.exp(total), jnp.exp(between[..., -1, :, None])
     lower = beta[..., None] * jnp.tril(jnp.exp(between) * _product("bznth,bznjh->bzntj", k, k), -1)
-    inverse = _inverse(lower) * beta[..., None, :]
+    inverse = chunks.inverse(lower) * beta[..., None, :]
     fade = jnp.broadcast_to(from_start[..., -1, :], (*k.shape[:3], k.shape[4]))
     w, u, x = -inverse @ (from_start * k), inverse @ values, to_end * k
     before, written, final = states(v.dtype, w, u, x, fade, None, initial_state)
@@ -53,10 +53,10 @@ def dplr(
     # One axis for examples, chunks and heads: XLA's CPU compiler (jaxlib 0.10.2) does not survive axes of size one here.
     q, k, values, a, b, log_decay = (s.reshape(-1, *s.shape[3:]) for s in (*arrays, log_decay))
     reading, writing = jnp.stack([a, q * jnp.exp(log_decay)]), jnp.stack([b, k])
-    (earlier_a, earlier_q), before, after = _decayed_products(reading, writing, log_decay)
+    (earlier_a, earlier_q), before, after = chunks.decayed_products(reading, writing, log_decay)
     own = jnp.einsum("zth,wzth->wzt", q, writing)[..., None]
     reading, writing = reading * jnp.exp(before)[None], writing * jnp.exp(after)[None]
-    inverse = _inverse(-earlier_a[0])
+    inverse = chunks.inverse(-earlier_a[0])
     fade = jnp.exp(before[..., -1, :] + log_decay[..., -1, :])
     w, u = inverse @ reading[0], inverse @ (earlier_a[1] @ values)
     added = _product("zjh,zje->zhe", writing[1], values)
