@@ -35,7 +35,13 @@ from ar_jax.objectives.masked import Masked
 from ar_jax.objectives.protocol import Objective
 from ar_jax.orders import ORDERS
 from ar_jax.orders.protocol import Order
-from ar_jax.sampling.guidance import SCHEDULES, TEMPERATURE_SCHEDULES, guidance_scales, temperature_factors
+from ar_jax.sampling.guidance import (
+    BY_TOKEN,
+    SCHEDULES,
+    TEMPERATURE_SCHEDULES,
+    guidance_scales,
+    temperature_factors,
+)
 from ar_jax.sampling.likelihood import log_prob
 from ar_jax.sampling.loop import Given, NoiseOfStep, drawn_from, generate
 from ar_jax.tokenizers import TOKENIZERS
@@ -49,6 +55,7 @@ SECTIONS = {
 PARTS = ("tokenizer", "order", "model")
 RANGES = {
     "temperature": (0, math.inf),
+    "confidence_temperature": (0, math.inf),
     "top_k": (1, math.inf),
     "top_p": (0, 1),
     "min_p": (0, 1),
@@ -60,7 +67,7 @@ RANGES = {
     "z_loss": (0, math.inf),
 }
 WHOLE = ("top_k", "guidance_steps")
-FILTERS = ("temperature", "top_k", "top_p", "min_p")
+FILTERS = ("temperature", "confidence_temperature", "top_k", "top_p", "min_p")
 SAMPLING = (
     *FILTERS, "temperature_schedule", "guidance_scale", "guidance_schedule", "guidance_power", "guidance_steps",
 )  # fmt: skip
@@ -90,7 +97,7 @@ class Drawing:
 
     Attributes:
       filters: temperature and filters.
-      guidance_scales: [num_steps], or None where nothing guides.
+      guidance_scales: [num_steps], or of each token [num_steps, L], or None where nothing guides.
       temperature_factors: [num_steps], or None where the temperature stays.
     """
 
@@ -191,8 +198,8 @@ class System:
         """How to draw: the config's defaults, or what is given.
 
         Args:
-          **overrides: temperature, top_k, top_p, min_p, temperature_schedule, guidance_scale, guidance_schedule,
-            guidance_power, guidance_steps.
+          **overrides: temperature, confidence_temperature, top_k, top_p, min_p, temperature_schedule, guidance_scale,
+            guidance_schedule, guidance_power, guidance_steps.
 
         Raises:
           UsageError: an unknown name or a value outside its range, or guidance of a model that has no condition.
@@ -200,7 +207,7 @@ class System:
         check_keys(overrides, SAMPLING, "sampling")
         chosen = {k: v for k, v in {"temperature": 1.0, **self.sampling, **overrides}.items() if k in SAMPLING}
         schedule, cooling = chosen.pop("guidance_schedule", "constant"), chosen.pop("temperature_schedule", "constant")
-        choose(SCHEDULES, schedule, "sampling.guidance_schedule")
+        choose(SCHEDULES | BY_TOKEN, schedule, "sampling.guidance_schedule")
         choose(TEMPERATURE_SCHEDULES, cooling, "sampling.temperature_schedule")
         _check_range(chosen)
         scale, power, steps = (
@@ -249,9 +256,11 @@ def from_config(config: Mapping[str, Any], facts: Facts) -> System:
     tokenizer = build(TOKENIZERS, settings, "tokenizer", shape=facts.shape, data_levels=facts.levels)
     order: Order = build(ORDERS, config["order"], "order", layout=tokenizer.layout)
     objective = build(OBJECTIVES, config.get("objective", {"kind": "next_token"}), "objective")
-    tokens = {"vocab_size": tokenizer.vocab_size, "channels": tokenizer.channels}
-    head = _head(config.get("head", {}), tokenizer, tokens)
-    condition = _condition(config.get("condition", {}), facts, dict(config["model"]).get("embed_dim", 128))
+    spare = bool(tokenizer.vocab_size) * bool(dict(config["model"]).get("blank_token", False))
+    tokens = {"vocab_size": tokenizer.vocab_size + spare, "channels": tokenizer.channels}
+    embed_dim = dict(config["model"]).get("embed_dim", 128)
+    head = _head(config.get("head", {}), tokenizer, tokens | {"embed_dim": embed_dim})
+    condition = _condition(config.get("condition", {}), facts, embed_dim)
     make_feed = functools.partial(_feed, config.get("feed", {}), objective, tokenizer, condition.num_tokens)
     feed = make_feed(order)
     content = {"vocab_size": 0, "channels": tokenizer.resample_channels} if feed.resampled else tokens
@@ -259,12 +268,15 @@ def from_config(config: Mapping[str, Any], facts: Facts) -> System:
     blank = any((np.asarray(chunk.source) == BLANK).any() for chunk in feed.chunks)
     generator = build_generator(config["model"], head, condition, position, blank=blank, **content)
     _check_fit(feed.remembers, objective, generator)
+    _check_outputs(feed, generator)
     _check_objective(objective, tokenizer)
     token_shape = () if tokenizer.vocab_size else (tokenizer.channels,)
     resample = tokenizer.resample if feed.resampled else None
     model = Autoregressive(generator, order, feed, token_shape, resample)
     if order.adaptive:
         raise UsageError("config.order.adaptive is for sampling; set config.sampling.order.adaptive instead.")
+    if hasattr(objective, "check"):
+        objective.check(model)
     sampling = dict(config.get("sampling", {}))
     sampler_order = sampling.pop("order", None)
     sampler = model
@@ -352,6 +364,16 @@ def _check_fit(remembers: bool, objective: Objective, generator: Generator) -> N
     if remembers and seers:
         raise UsageError(
             f"mixer {seers[0]!r} reads later tokens, too, so it serves feed 'mask' only; use another mixer."
+        )
+
+
+def _check_outputs(feed: Feed, generator: Generator) -> None:
+    """Each token must have as many outputs as the feed asks for."""
+    outputs = getattr(generator.decoder, "num_outputs", 1)
+    if feed.num_outputs != outputs:
+        raise UsageError(
+            f"The feed takes answers from {feed.num_outputs} outputs of each token, but the model gives {outputs}; set "
+            f"config.model.kind='decoder' with branch_layers={(1,) * (feed.num_outputs - 1)}, or another config.feed.kind."
         )
 
 

@@ -1,13 +1,11 @@
-"""MaskGIT (arXiv:2202.04200): all codes at once, the surest are kept; as TiTok's generators, and as MaskGIL (S033)."""
+"""MaskGIT (arXiv:2202.04200): all codes at once, the surest are kept; as TiTok's generators."""
 
 from ml_collections import ConfigDict
 
 from ar_jax.config import choose_variant
-from ar_jax.interop import llamagen
 from ar_jax.interop.maskgit import model_config
-from configs.llamagen import SIZES as LLAMA_SIZES
 from configs.recipes import images
-from configs.tokenizers import titok, vqgan
+from configs.tokenizers import titok
 
 BERT = dict(kind="bert", dim=768, num_layers=24, num_heads=16, mlp_dim=3072)
 U_VIT = dict(kind="u_vit", dim=1024, num_layers=20, num_heads=16, mlp_dim=4096)
@@ -19,19 +17,17 @@ TITOK = {
         U_VIT, "s_128", (64, 2.8), dict(guidance_scale=6.9, guidance_schedule="cosine", guidance_power=3.0)
     ),
 }  # fmt: skip
-# MaskGIL (arXiv:2507.13032): LlamaGen's networks, from 111M to 1.4B, that read all tokens; 8 steps.
-MASKGIL = {f"maskgil_{name}": LLAMA_SIZES[name] for name in ("b", "l", "xl", "xxl")}
 SMALL = {
     "fashion": BERT | dict(dim=128, num_layers=4, num_heads=4, mlp_dim=512),
     "smoke": BERT | dict(dim=64, num_layers=2, num_heads=4, mlp_dim=256),
 }
-VARIANTS = {"base": TITOK["titok_l_32"], **TITOK, **MASKGIL, **SMALL}
+VARIANTS = {"base": TITOK["titok_l_32"], **TITOK, **SMALL}
 
 
 def get_config(variant: str = "base") -> ConfigDict:
-    """The generators of TiTok-L-32 (base), B-64 and S-128, and MaskGIL-B to XXL, on ImageNet at 256 x 256.
+    """The generators of TiTok-L-32 (base), B-64 and S-128, on ImageNet at 256 x 256.
 
-    Not as published: no dropout of attention weights. MaskGIL's training is LlamaGen's here, not its own.
+    Not as published: no dropout of attention weights.
 
     `python train.py --config=configs/maskgit.py:smoke --workdir=DIR`: 40 steps to 2.61 bits per dimension held out
     (scikit-learn's digits, a token for each pixel).
@@ -47,8 +43,6 @@ def get_config(variant: str = "base") -> ConfigDict:
     config.head = dict(kind="categorical")
     config.objective = dict(kind="masked", schedule="arccos", known_weight=0.1, label_smoothing=0.1)
     config.sampling = dict(order=dict(kind="random", num_steps=8, sizes="arccos", adaptive=True))
-    if variant in MASKGIL:
-        return _maskgil(config, size)
     if variant in SMALL:
         config.model = model_config(**size)
         images.train_small(config, variant, "vqgan", dict(kind="pixels"))
@@ -63,18 +57,4 @@ def get_config(variant: str = "base") -> ConfigDict:
     images.train_on_imagenet(config, 256, num_steps=500_000, batch_size=2048, ema_decay=0.999)
     config.sampling.order.num_steps = num_steps
     config.sampling.update(temperature=temperature, temperature_schedule="annealed", **guidance)
-    return config
-
-
-def _maskgil(config: ConfigDict, size: dict) -> ConfigDict:
-    config.model = llamagen.model_config(**size, multiple_of=256)
-    config.model.dropout_rate = 0.1
-    config.head.use_bias = False
-    config.objective = dict(kind="masked", schedule="cosine")
-    config.tokenizer = dict(kind="autoencoder") | vqgan.VARIANTS["base"]
-    config.optimizer = dict(kind="adamw", learning_rate=1e-4, b1=0.9, b2=0.95, weight_decay=0.05, clip_norm=1.0)
-    config.schedule = dict(kind="constant")
-    images.train_on_imagenet(config, 256, images.epochs(300, 256), batch_size=256)
-    config.sampling.order.sizes = "cosine"
-    config.sampling.update(temperature=1.0, guidance_scale=2.0)
     return config

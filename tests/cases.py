@@ -22,6 +22,7 @@ MIXERS: dict[str, dict[str, Any]] = {
         kind="softmax", num_heads=2, rope_base=0, qk_norm="l2", qkv_bias=True, key_bias=False, out_bias=True
     ),
     "softmax as LlamaGen has it": dict(kind="softmax", num_heads=2, prefix_rotation="zero", qk_norm="layer"),
+    "softmax, queries that see each other": dict(kind="softmax", num_heads=2, query_peers=True, bias_distance=2),
     "softmax window": dict(kind="softmax", num_heads=2, window=3),
     "softmax, forgetting": dict(kind="softmax", num_heads=4, num_kv_heads=2, forget_gate=True),
     "softmax window, forgetting": dict(kind="softmax", num_heads=2, window=3, forget_gate=True),
@@ -30,6 +31,51 @@ MIXERS: dict[str, dict[str, Any]] = {
         kind="linear", num_heads=2, feature_map="identity", decay="fixed", normalize=False, chunk_size=4
     ),
     "linear, learned decay": dict(kind="linear", num_heads=2, feature_map="relu", decay="learned", normalize=False),
+    "linear, retention": dict(
+        kind="linear",
+        num_heads=2,
+        value_dim=6,
+        feature_map="identity",
+        decay="fixed",
+        normalize=False,
+        rope_base=10000.0,
+        out_norm="plain",
+        out_gate="silu",
+    ),
+    "linear, gated": dict(
+        kind="linear",
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=2,
+        value_dim=3,
+        feature_map="identity",
+        decay="channel",
+        decay_rank=3,
+        normalize=False,
+        out_gate="silu",
+        short_width=3,
+    ),
+    "linear, HGRN2": dict(
+        kind="linear",
+        num_heads=2,
+        head_dim=3,
+        value_dim=8,
+        feature_map="silu",
+        decay="channel",
+        decay_rank=0,
+        decay_divisor=1.0,
+        decay_floor=0.2,
+        tied_keys=True,
+        normalize=False,
+        norm_heads=False,
+    ),
+    "linear, slopes": dict(kind="linear", num_heads=2, feature_map="silu", decay="slopes", depth=0.5, normalize=False),
+    "linear, FAST": dict(kind="linear", num_heads=2, head_dim=3, feature_map="taylor", qk_norm="plain"),
+    "linear, ReBased": dict(
+        kind="linear", num_heads=2, head_dim=3, feature_map="square", qk_norm="layer", epsilon=1e-6
+    ),
+    "linear, log-normal, blocks": dict(kind="linear", num_heads=2, feature_map="exp", epsilon=1e-8, block_size=3),
+    "linear, both ways": dict(kind="linear", num_heads=2, epsilon=1e-6, qkv_bias=True, out_bias=True, causal=False),
     "convolution": dict(kind="convolution", width=3),
     "fnet": dict(kind="fnet", num_samples=3, stride=2),
     "fnet, whole": dict(kind="fnet", causal=False, unitary=True),
@@ -97,6 +143,44 @@ MIXERS: dict[str, dict[str, Any]] = {
     "lightnet, turned": dict(kind="lightnet", num_heads=2, expand_ratio=3, rotation="cosine"),
     "toeplitz": dict(kind="toeplitz", num_heads=2),
     "lightnet, both ways": dict(kind="lightnet", num_heads=2, expand_ratio=3, rotation="cosine", causal=False),
+    "mamba": dict(kind="mamba", state_dim=3, expand=1.5, step_rank=2, use_bias=True),
+    "mamba2": dict(kind="mamba2", state_dim=3, head_dim=4, num_groups=2, ssm_dim=24, chunk_size=4),
+    "delta": dict(kind="delta", num_heads=2, num_value_heads=4, value_head_dim=6, width=3),
+    "delta, without decay": dict(
+        kind="delta", num_heads=2, decay="none", gate="none", activation="elu", qk_norm="sum", learn_beta=False, width=0
+    ),
+    "delta, product": dict(
+        kind="delta", num_heads=2, num_writes=2, allow_negative_eigenvalues=True, width=2, conv_bias=True, chunk_size=4
+    ),
+    "delta, per channel": dict(
+        kind="delta", num_heads=2, decay="channel", decay_rank=3, lower_bound=-5.0, gate="sigmoid", gate_rank=4, width=2
+    ),
+    "rwkv6": dict(kind="rwkv6", num_heads=2, value_head_dim=6, mix_rank=3, decay_rank=4),
+    "rwkv7": dict(kind="rwkv7", num_heads=2, value_head_dim=6, decay_rank=3, rate_rank=4, gate_rank=5),
+    "hgrn": dict(kind="hgrn", hidden_dim=10, decay_floor=0.2, short_width=3),
+    "mesa": dict(kind="mesa", num_heads=2, num_iterations=12, width=2, chunk_size=4),
+    "mesa, exact, gated": dict(kind="mesa", num_heads=2, num_iterations=None, gate="silu", conv_bias=True),
+    "slots": dict(kind="slots", num_heads=4, num_kv_heads=2, head_dim=3, value_dim=5, num_slots=4, short_width=2),
+    "slots, softmax": dict(
+        kind="slots",
+        num_heads=2,
+        num_slots=3,
+        write="softmax",
+        feature_map="identity",
+        value_map="identity",
+        query_scale=None,
+        rope_base=10000.0,
+        out_map="identity",
+        norm_heads=True,
+        out_gate="silu",
+    ),
+    "agalite": dict(kind="agalite", num_heads=2, head_dim=3, expansion=2, num_waves=3, chunk_size=4),
+    "ttt": dict(kind="ttt", num_heads=2, mini_batch=4),
+    "mamba2, log-linear": dict(kind="mamba2", state_dim=4, head_dim=8, num_levels=6, chunk_size=4),
+    "within and across steps": dict(
+        kind="softmax : mamba2", softmax=dict(num_heads=2, window=1), mamba2=dict(state_dim=3, head_dim=8)
+    ),
+    "fixed_point": dict(kind="fixed_point", num_heads=2, max_iterations=8),
     "hybrid": dict(
         kind="linear : convolution : softmax", linear=dict(num_heads=2), softmax=dict(num_heads=2, window=4)
     ),
@@ -117,18 +201,38 @@ ORDERS: dict[str, dict[str, Any]] = {
     "subsample": dict(kind="subsample"),
     "parallel_groups": dict(kind="parallel_groups", regions=(1, 3)),
     "blocks": dict(kind="blocks"),
+    "locality": dict(kind="locality", num_steps=3),
     "next_scale": dict(kind="next_scale"),
 }
-FEEDS = ("shift", "query", "resize", "mask")
+FEEDS = ("shift", "query", "resize", "mask", "neighbors")
 BACKBONES: dict[str, dict[str, Any]] = {
     "decoder": dict(kind="decoder"),
     "decoder, told the step": dict(
         kind="decoder", adaln="block", rank_modulation=True, prefix_positions=True, norm="layer", last_norm="plain"
     ),
+    "decoder, two outputs": dict(kind="decoder", branch_layers=(1,)),
     "decoder, post-norm": dict(kind="decoder", norm="layer", norm_first=False, embed_norm=True, common=True),
+    "decoder, MLP in every other layer": dict(kind="decoder", mlps="last", adaln="block"),
+    "decoder, no MLPs, grouped adaLN": dict(
+        kind="decoder", mlps="none", adaln="shared", adaln_groups=2, num_layers=3, last_norm="rms_twice"
+    ),
     "two_pass": dict(kind="two_pass"),
     "masked_autoencoder": dict(kind="masked_autoencoder", decoder_dim=12, decoder_mlp_dim=20, prefix_positions=True),
     "axial_transformer": dict(kind="axial_transformer", outer_layers=1),
+    "block_transformer": dict(kind="block_transformer", decoder_dim=12, decoder_layers=1),
+    "block_transformer, summation": dict(
+        kind="block_transformer", strategy="summation", block_length=2, decoder_layers=1, side_by_side=True
+    ),
+    "block_transformer, cross-attention": dict(
+        kind="block_transformer", strategy="cross_attention", expansion=3, decoder_dim=12, decoder_layers=1
+    ),
+    "perceiver_ar": dict(kind="perceiver_ar", num_latents=4, decoder_dim=12, cross_after=(0, 1)),
+    "perceiver_ar, side by side": dict(
+        kind="perceiver_ar", num_latents=3, latents_per_token=2, query="learned", query_layers=1, query_offset=1
+    ),
+    "perceiver_ar, own keys": dict(
+        kind="perceiver_ar", num_latents=3, query="identity", own_keys=True, final_norm=False
+    ),
     "u_vit": dict(kind="u_vit", activation="gelu_exact", gated=False, mlp_bias=True),
 }
 
@@ -156,8 +260,9 @@ def tiny(
         "order": ORDERS[order],
         "feed": {"kind": feed},
         "condition": {"kind": "class"},
-        "model": BACKBONES[backbone]
-        | {"embed_dim": 16, "num_layers": num_layers, "mixer": MIXERS[mixer], "mlp_dim": 24},
+        "model": {"num_layers": num_layers}
+        | BACKBONES[backbone]
+        | {"embed_dim": 16, "mixer": MIXERS[mixer], "mlp_dim": 24},
         "objective": {"kind": "masked" if feed == "mask" else "next_token"},
     }
     for path, value in changes.items():

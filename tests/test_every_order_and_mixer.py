@@ -29,7 +29,15 @@ CAUSAL += [(m, "random, in sets", "auto", "decoder") for m in cases.CAUSAL_MIXER
 CAUSAL += [("softmax", o, f, "decoder") for o in cases.ORDERS for f in ("shift", "query")]
 CAUSAL += [("softmax", o, "auto", "decoder, told the step") for o in ("raster", "random", "nearest", "next_scale")]
 CAUSAL += [("softmax", o, "auto", "decoder, post-norm") for o in ("raster", "next_scale")]
+CAUSAL += [("softmax", "raster", "auto", "decoder, no MLPs, grouped adaLN")]
+CAUSAL += [("within and across steps", "next_scale", "auto", "decoder, MLP in every other layer")]
 CAUSAL += [("softmax", o, "auto", "axial_transformer") for o in ("raster", "random", "random, in sets")]
+CAUSAL += [("softmax", o, "shift", "block_transformer") for o in ("raster", "random, in sets")]
+CAUSAL += [("linear", "raster", "shift", "block_transformer, summation")]
+CAUSAL += [("softmax", "raster", "shift", "block_transformer, cross-attention")]
+CAUSAL += [(m, "nearest", "neighbors", "decoder, two outputs") for m in ("softmax", "linear")]
+CAUSAL += [("softmax", o, "shift", "perceiver_ar") for o in ("raster", "random, in sets")]
+CAUSAL += [("softmax", "raster", "shift", f"perceiver_ar, {own}") for own in ("side by side", "own keys")]
 CAUSAL += [("softmax", o, "query", "two_pass") for o in ("raster", "random, in sets", "nearest", "next_scale")]
 MASKED = [
     (m, o, "mask", "decoder")
@@ -47,9 +55,7 @@ def context_of(system: System, batch_size: int = BATCH) -> Context:
 
 def by_rank(hidden: jax.Array, chunk: Chunk) -> jax.Array:
     """[B, n, D] hidden vectors of a chunk's targets, in the order of their ranks."""
-    target = np.asarray(chunk.target)
-    asked = np.flatnonzero(target >= 0)
-    return hidden[:, asked[np.argsort(target[asked])]]
+    return chunk.pick(hidden)[:, np.argsort(np.asarray(chunk.answers))]
 
 
 def test_every_registered_part_has_a_row() -> None:
@@ -72,7 +78,7 @@ def test_any_cut_between_steps_gives_the_outputs_of_the_whole(mixer: str, order:
         def one_step(carry: Any, step: Any, chunk: Chunk) -> Any:
             state, out = carry
             hidden, state = model.read(params, values, context, chunk, state)
-            return state, out.at[:, chunk.answers].set(hidden[:, chunk.asked])
+            return state, out.at[:, chunk.answers].set(chunk.pick(hidden))
 
         start = model.generator.decoder.init_state(BATCH, plan.max_len, plan.max_step_len)
         stepwise = walk(plan, one_step, (start, jnp.zeros_like(whole)))[1]
@@ -104,7 +110,7 @@ def test_no_information_comes_from_the_same_or_a_later_step(mixer: str, order: s
         def one_step(out: jax.Array, step: Any, chunk: Chunk) -> jax.Array:
             hidden, _ = model.read(params, values, context, chunk)
             ranks = jnp.where(chunk.answers >= 0, chunk.answers, len(step_of_rank))  # what only pads is dropped
-            return out.at[:, ranks].set(model.ask(params, "__call__", hidden[:, chunk.asked])[..., 0], mode="drop")
+            return out.at[:, ranks].set(model.ask(params, "__call__", chunk.pick(hidden))[..., 0], mode="drop")
 
         if not model.feed.remembers:
             return walk(model.feed, one_step, jnp.zeros(values.shape))

@@ -1,6 +1,7 @@
 """Feeds: an order says when, a feed says with what. A new feed is a function of an order, and a line in this table."""
 
 from ar_jax.feeds.mask import mask
+from ar_jax.feeds.neighbors import neighbors
 from ar_jax.feeds.protocol import Feed
 from ar_jax.feeds.query import query
 from ar_jax.feeds.resize import follows_first_axis, resize
@@ -17,4 +18,4 @@ def auto(order: Order, num_prefix: int, resampled: bool = False) -> Feed:
     return resize(order, num_prefix, resampled) if follows_first_axis(order) else query(order, num_prefix)
 
 
-FEEDS = {"auto": auto, "shift": shift, "query": query, "resize": resize, "mask": mask}
+FEEDS = {"auto": auto, "shift": shift, "query": query, "resize": resize, "mask": mask, "neighbors": neighbors}

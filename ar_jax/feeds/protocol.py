@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
@@ -30,10 +31,14 @@ class Chunk:
       place: [T] int32, the rank whose position the fed token has, or NOWHERE.
       target: [T] int32, the rank that this token's output predicts, or NOWHERE.
       step: [T] int32: a token reads all remembered tokens of the same or an earlier step.
-      asked: [n] int32, which of the T fed tokens answer; one without a target pads the step to the length of its run.
+      asked: [n] int32, which of the T fed tokens answer; one without a target pads the step to the length of its run. Or
+        [n, R]: an answer is given by up to R fed tokens together, each by another of its R outputs; NOWHERE for none.
+      answers: [n] int32, the ranks that are answered; NOWHERE where one only pads.
+      members: [T, K] int32, ranks whose values' embeddings are averaged where the source is a rank; None embeds the source.
       num_remembered: the first so many tokens enter the state; the others read it and are forgotten.
       num_known: all tokens behind the first so many are blank.
       num_readable: the state holds at most so many tokens after this chunk; None where that is not known.
+      cell_side: positions count cells of so many places a side.
     """
 
     source: np.ndarray | jax.Array
@@ -41,18 +46,31 @@ class Chunk:
     target: np.ndarray | jax.Array
     step: np.ndarray | jax.Array
     asked: np.ndarray | jax.Array
+    answers: np.ndarray | jax.Array
     num_remembered: int = struct.field(pytree_node=False)
     num_known: int = struct.field(pytree_node=False)
     num_readable: int | None = struct.field(pytree_node=False, default=None)
+    members: np.ndarray | jax.Array | None = None
+    cell_side: int = struct.field(pytree_node=False, default=1)
 
     def __len__(self) -> int:
         """The number of fed tokens, T."""
         return self.source.shape[-1]
 
-    @property
-    def answers(self) -> np.ndarray | jax.Array:
-        """[n] int32, the ranks that the asked tokens predict; NOWHERE where one only pads."""
-        return self.target[self.asked]
+    def pick(self, hidden: jax.Array) -> jax.Array:
+        """The hidden vectors of the answers, [B, n, D], from those of the fed tokens, [B, T, D].
+
+        Where several tokens give an answer, D is R times the width of one output, and an answer is the outputs that give it,
+        side by side, divided by how many they are: a linear head without a bias then averages its logits over them.
+        """
+        asked = jnp.asarray(self.asked)
+        if asked.ndim == 1:
+            return jnp.take(hidden, asked, axis=1)
+        batch, length, _ = hidden.shape
+        count = asked.shape[1]
+        outputs = hidden.reshape(batch, length, count, -1)[:, jnp.maximum(asked, 0), jnp.arange(count)[None]]
+        given = (asked >= 0).astype(hidden.dtype)
+        return (outputs * (given / given.sum(axis=1, keepdims=True))[None, :, :, None]).reshape(batch, len(asked), -1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +97,19 @@ class Feed:
         forgotten = np.concatenate([np.arange(len(c)) >= c.num_remembered for c in self.chunks])
         first = np.argsort(forgotten, kind="stable")
         arrays: dict[str, Any] = {k: np.concatenate([getattr(c, k) for c in self.chunks])[first] for k in _PER_TOKEN}
-        return chunk(**arrays, num_remembered=int((~forgotten).sum()))
+        moved, starts = np.argsort(first), np.cumsum([0, *(len(c) for c in self.chunks)])
+        asked = [
+            np.where(c.asked < 0, NOWHERE, moved[c.asked + start])
+            for c, start in zip(self.chunks, starts, strict=False)
+        ]
+        answers = np.concatenate([c.answers for c in self.chunks])
+        return chunk(**arrays, num_remembered=int((~forgotten).sum()), asked=np.concatenate(asked), answers=answers)
+
+    @property
+    def num_outputs(self) -> int:
+        """How many outputs of each fed token the answers are taken from."""
+        asked = self.chunks[0].asked
+        return 1 if asked.ndim == 1 else asked.shape[1]
 
     @property
     def max_len(self) -> int:
@@ -110,7 +140,7 @@ _PER_TOKEN = ("source", "place", "target", "step")
 
 
 def _shape(chunk: Chunk) -> tuple[int, ...]:
-    return len(chunk), len(chunk.asked), chunk.num_remembered, chunk.num_known
+    return len(chunk), *chunk.asked.shape, chunk.num_remembered, chunk.num_known
 
 
 Ints = Sequence[int] | np.ndarray
@@ -124,14 +154,16 @@ def chunk(
     num_remembered: int | None = None,
     asked: Ints | None = None,
     num_known: int | None = None,
+    answers: Ints | None = None,
 ) -> Chunk:
-    """A chunk from plain sequences: unless told otherwise all is remembered, and every token with a target answers."""
+    """A chunk from plain sequences: unless told otherwise all is remembered, and every token with a target answers for it."""
     given = {"source": source, "place": place, "target": target, "step": step}
     arrays: dict[str, Any] = {k: np.asarray(v, np.int32) for k, v in given.items()}
-    answering = np.flatnonzero(np.asarray(target) >= 0) if asked is None else asked
+    answering = np.asarray(np.flatnonzero(np.asarray(target) >= 0) if asked is None else asked, np.int32)
     return Chunk(
         **arrays,
-        asked=np.asarray(answering, np.int32),
+        asked=answering,
+        answers=np.asarray(arrays["target"][answering] if answers is None else answers, np.int32),
         num_remembered=len(source) if num_remembered is None else num_remembered,
         num_known=len(source) if num_known is None else num_known,
     )

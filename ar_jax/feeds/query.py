@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from ar_jax.feeds.protocol import BLANK, NOWHERE, Feed, chunk, groups, prefix_source, prefix_steps
+from ar_jax.feeds.protocol import BLANK, NOWHERE, Chunk, Feed, chunk, groups, prefix_source, prefix_steps
 from ar_jax.orders.protocol import Order
 
 
@@ -30,3 +34,26 @@ def query(order: Order, num_prefix: int) -> Feed:
             )
         )
     return Feed(tuple(chunks))
+
+
+def grouped_chunk(num_prefix: int, step: jax.Array) -> Chunk:
+    """All that `query` feeds, at once, where the groups are data: what each rank's step is may differ between examples.
+
+    Args:
+      num_prefix: prefix tokens, P.
+      step: [B, L] int32, the step of each rank, ascending.
+
+    Returns:
+      A chunk of P + L remembered tokens and L queries, with step [B, P + 2 L]; nobody reads the last group's tokens.
+    """
+    batch, length = step.shape
+    rank, prefix = np.arange(length), np.full(num_prefix, NOWHERE)
+    whole = chunk(
+        source=np.concatenate([[prefix_source(p) for p in range(num_prefix)], rank, np.full(length, BLANK)]),
+        place=np.concatenate([prefix, rank, rank]),
+        target=np.concatenate([prefix, np.full(length, NOWHERE), rank]),
+        step=np.zeros(num_prefix + 2 * length),
+        num_remembered=num_prefix + length,
+    )
+    first = jnp.broadcast_to(jnp.asarray(prefix_steps(num_prefix), jnp.int32)[None], (batch, num_prefix))
+    return dataclasses.replace(whole, step=jnp.concatenate([first, step + 1, step], axis=1).astype(jnp.int32))

@@ -59,7 +59,7 @@ def _last_kept(logits: Array, enough: Callable[[Array], Array]) -> Array:
 
 def draw(noise: Noise, logits: Array, settings: Sampling) -> Array:
     """Tokens [...] int32 from logits [..., V] and the noise "token"; temperature 0 takes the likeliest."""
-    drawn = (filtered(logits, settings) + noise.gumbel("token", logits.shape)).argmax(axis=-1)
+    drawn = noise.categorical("token", filtered(logits, settings))
     return jnp.where(jnp.asarray(settings.temperature) > 0, drawn, logits.argmax(axis=-1)).astype(jnp.int32)
 
 

@@ -30,6 +30,9 @@ class Noise(Protocol):
     def gumbel(self, name: str, shape: tuple[int, ...]) -> Array:
         """-log(-log u), float32: the index of the largest of logits + gumbel is a draw from their softmax."""
 
+    def categorical(self, name: str, logits: Array) -> Array:
+        """Draws from softmax(logits [..., V]), [...] int32."""
+
     def fold_in(self, i: ArrayLike) -> Noise:
         """The noise of step i of a loop, which may be traced."""
 
@@ -55,6 +58,10 @@ class Drawn:
     def gumbel(self, name: str, shape: tuple[int, ...]) -> Array:
         """See Noise."""
         return jax.random.gumbel(self._key(name), shape)
+
+    def categorical(self, name: str, logits: Array) -> Array:
+        """See Noise: by Gumbel noise of that name."""
+        return (logits + self.gumbel(name, logits.shape)).argmax(axis=-1).astype(jnp.int32)
 
     def fold_in(self, i: ArrayLike) -> Drawn:
         """See Noise."""
@@ -93,6 +100,10 @@ class Recorded:
         """See Noise and `normal`; both logarithms' arguments are at least 1e-20."""
         exponential = -jnp.log(jnp.maximum(self._read(name, shape), LEAST))
         return -jnp.log(jnp.maximum(exponential, LEAST))
+
+    def categorical(self, name: str, logits: Array) -> Array:
+        """See Noise and `normal`: by Gumbel noise of that name."""
+        return (logits + self.gumbel(name, logits.shape)).argmax(axis=-1).astype(jnp.int32)
 
     def fold_in(self, i: ArrayLike) -> Recorded:
         """See Noise."""

@@ -21,12 +21,15 @@ class Sampling:
       top_k: keep the k likeliest tokens.
       top_p: keep the likeliest tokens up to this total probability (arXiv:1904.09751).
       min_p: keep tokens at least this fraction as likely as the likeliest (arXiv:2407.01082).
+      confidence_temperature: scales the noise by which an adaptive order chooses what it keeps, where that is not the
+        temperature; then it is what a schedule of temperatures lowers.
     """
 
     temperature: ArrayLike = 1.0
     top_k: ArrayLike | None = None
     top_p: ArrayLike | None = None
     min_p: ArrayLike | None = None
+    confidence_temperature: ArrayLike | None = None
 
 
 class Head(Protocol):

@@ -48,6 +48,14 @@ SYSTEMS = {
     "var": Interop("configs/var.py", lazily("var:rules"), lazily("tokenizers:var_vqvae")),
     "rar": Interop("configs/rar.py", lazily("rar:rules"), lazily("tokenizers:maskgit_vqgan")),
     "arpg": Interop("configs/arpg.py", lazily("arpg:rules"), lazily("tokenizers:llamagen_vq")),
+    "aim": Interop("configs/aim.py", lazily("aim:rules"), lazily("aim:tokenizer_rules")),
+    # With the places of the official sampling, which are not those of the official training.
+    "aim_as_sampled": Interop("configs/aim.py", lazily("aim:rules_as_sampled"), lazily("aim:tokenizer_rules")),
+    "mvar": Interop("configs/mvar.py", lazily("mvar:rules"), lazily("tokenizers:var_vqvae")),
     "mar": Interop("configs/mar.py", lazily("mar:rules"), lazily("tokenizers:mar_kl")),
     "maskgit": Interop("configs/maskgit.py", lazily("maskgit:rules"), lazily("tokenizers:titok")),
+    "lpd": Interop("configs/lpd.py", lazily("lpd:rules"), lazily("tokenizers:llamagen_vq")),
+    "npp": Interop("configs/npp.py", lazily("llamagen:rules"), lazily("tokenizers:llamagen_vq")),
+    "maskgil": Interop("configs/maskgil.py", lazily("maskgil:rules"), lazily("tokenizers:llamagen_vq")),
+    "nar": Interop("configs/nar.py", lazily("nar:rules"), lazily("tokenizers:llamagen_vq")),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -21,7 +21,22 @@ plain = functools.partial(linear, bias=False)
 def rules(system: System) -> list[Any]:
     """The network's weights, `gpt.*`; for class and for text conditions."""
     decoder = system.model.generator.decoder
-    layer = "decoder/stack/layers/block_0"
+    return prefixed(
+        "",
+        "generator/",
+        [
+            embedding("tok_embeddings", "value_embed"),
+            condition(system),
+            layers(decoder.num_layers, "decoder/stack"),
+            norm("norm", "decoder/norm", bias=False),
+            plain("output", "head/logits"),
+        ],
+    )
+
+
+def layers(numbers: int | Iterable[int], stack: str) -> list[Rule]:
+    """The official layers of these numbers, `layers.*`, that are one stack here."""
+    layer = f"{stack}/layers/block_0"
     block = [
         norm("layers.{i}.attention_norm", f"{layer}/mixer_norm", bias=False),
         packed_linear(
@@ -31,24 +46,15 @@ def rules(system: System) -> list[Any]:
         norm("layers.{i}.ffn_norm", f"{layer}/mlp_norm", bias=False),
         mlp("layers.{i}.feed_forward", f"{layer}/mlp", ("w3", "w2", "w1"), plain),
     ]
-    return prefixed(
-        "",
-        "generator/",
-        [
-            embedding("tok_embeddings", "value_embed"),
-            _condition(system),
-            stacked(decoder.num_layers, block),
-            norm("norm", "decoder/norm", bias=False),
-            plain("output", "head/logits"),
-        ],
-    )
+    return stacked(numbers, block)
 
 
-def _condition(system: System) -> list[Rule | list[Rule]]:
-    condition = system.model.generator.condition
-    if hasattr(condition, "num_classes"):
+def condition(system: System) -> list[Rule | list[Rule]]:
+    """The embedding of classes, or the projection of captions."""
+    told = system.model.generator.condition
+    if hasattr(told, "num_classes"):
         return [embedding("cls_embedding.embedding_table", "condition/embed")]
-    null = (condition.num_tokens, condition.channels)
+    null = (told.num_tokens, told.channels)
     return [
         plain("cls_embedding.cap_proj.fc1", "condition/up"),
         plain("cls_embedding.cap_proj.fc2", "condition/project"),
@@ -56,37 +62,62 @@ def _condition(system: System) -> list[Rule | list[Rule]]:
     ]
 
 
-def model_config(dim: int, num_layers: int, num_heads: int, multiple_of: int, epsilon: float = 1e-5) -> dict[str, Any]:
+def model_config(
+    dim: int,
+    num_layers: int,
+    num_heads: int,
+    multiple_of: int,
+    epsilon: float = 1e-5,
+    num_kv_heads: int | None = None,
+    mlp_factor: float = 1.0,
+    rope_base: float = 10000.0,
+) -> dict[str, Any]:
     """`config.model` of LlamaGen's GPT: Llama's blocks, rotations on two axes, nothing learned about positions."""
-    hidden = -(-int(8 * dim / 3) // multiple_of) * multiple_of
-    mixer = dict(kind="softmax", num_heads=num_heads, rope_base=10000.0, prefix_rotation="zero")
+    hidden = -(-int(mlp_factor * int(8 * dim / 3)) // multiple_of) * multiple_of
+    mixer: dict[str, Any] = dict(kind="softmax", num_heads=num_heads, rope_base=rope_base, prefix_rotation="zero")
+    if num_kv_heads is not None:
+        mixer["num_kv_heads"] = num_kv_heads
     return dict(
         kind="decoder", embed_dim=dim, num_layers=num_layers, mlp_dim=hidden, norm="rms", norm_epsilon=epsilon,
         learned_positions=False, target_positions=False, mixer=mixer,
     )  # fmt: skip
 
 
-def _config(meta: Mapping[str, Any]) -> dict[str, Any]:
-    given = meta["config"]
+def from_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Tokenizer, condition, head and model of a config, from the official ModelArgs, which many descendants share."""
     side = round(given["block_size"] ** 0.5)
     text = given.get("model_type") == "t2i"
     drop = given.get("class_dropout_prob", 0.1)
-    condition = (
-        dict(kind="embedding", num_tokens=given["cls_token_num"], channels=given["caption_dim"], projection="mlp")
+    told = (
+        dict(
+            kind="embedding",
+            num_tokens=given.get("cls_token_num", 1),
+            channels=given.get("caption_dim", 2048),
+            projection="mlp",
+        )
         if text
         else dict(kind="class")
     )
     model = model_config(
-        given["dim"], given["n_layer"], given["n_head"], given.get("multiple_of", 256), given.get("norm_eps", 1e-5)
+        given["dim"],
+        given["n_layer"],
+        given["n_head"],
+        given.get("multiple_of", 256),
+        given.get("norm_eps", 1e-5),
+        given.get("n_kv_head"),
+        given.get("ffn_dim_multiplier") or 1.0,
+        float(given.get("rope_base", 10000)),
     )
-    model["mixer"]["rope_base"] = float(given.get("rope_base", 10000))
     return dict(
         tokenizer=dict(kind="codes", grids=((side, side),), vocab_size=given["vocab_size"]),
-        order=dict(kind="raster"),
-        condition=condition | {"guidance_dropout_rate": drop},
+        condition=told | {"guidance_dropout_rate": drop},
         head=dict(kind="categorical", use_bias=False),
         model=model,
     )
+
+
+def _config(meta: Mapping[str, Any]) -> dict[str, Any]:
+    return from_arguments(meta["config"]) | dict(order=dict(kind="raster"))
 
 
 def replay_class(meta: Mapping[str, Any], weights: Weights, inputs: Weights) -> Outputs:

@@ -118,7 +118,7 @@ def replay(meta: Mapping[str, Any], weights: Weights, inputs: Weights) -> Output
     given, labels = meta["config"], jnp.asarray(inputs["in.classes"], jnp.int32)
     system, params = official_run(_config(meta, weights), given["condition_num_classes"], rules, weights)
     tokens, mask = jnp.asarray(inputs["in.tokens"], jnp.int32), jnp.asarray(inputs["in.masks"])
-    hidden = _hidden_under_mask(system, params, tokens, mask, labels)
+    hidden = hidden_under_mask(system, params, tokens, mask, labels)
     smoothing = system.objective.label_smoothing
     loss = system.model.ask(params, "loss", hidden, tokens, jax.random.key(0), label_smoothing=smoothing)
     weight = jnp.where(mask > 0, 1.0, system.objective.known_weight)
@@ -126,7 +126,7 @@ def replay(meta: Mapping[str, Any], weights: Weights, inputs: Weights) -> Output
     return {
         "out.logits": system.model.ask(params, "__call__", hidden),
         "out.logits_uncond": system.model.ask(
-            params, "__call__", _hidden_under_mask(system, params, tokens, mask, labels, drop=True)
+            params, "__call__", hidden_under_mask(system, params, tokens, mask, labels, drop=True)
         ),
         "out.loss": (loss * weight).sum() / weight.sum(),
         "out.greedy_linear": run(0.0, guidance_scale=1 + scale, guidance_schedule="linear_before"),
@@ -140,7 +140,7 @@ def replay(meta: Mapping[str, Any], weights: Weights, inputs: Weights) -> Output
     }
 
 
-def _hidden_under_mask(
+def hidden_under_mask(
     system: System, params: Any, tokens: Array, mask: Array, labels: Array, drop: bool = False
 ) -> Array:
     """Hidden vectors [B, L, D] on their slots where mask [B, L] hides tokens."""

@@ -38,8 +38,14 @@ REPLAYS = mixers.REPLAYS | {
     ),
     "rar": Replay(r"bytedance/1d-tokenizer;.*modeling\.rar\.RAR", lazily("rar:replay")),
     "arpg": Replay(r"hp-l33/ARPG;.*models\.arpg\.Transformer", lazily("arpg:replay")),
+    "aim": Replay(r"hp-l33/AiM;.*MambaLMHeadModel", lazily("aim:replay")),
+    "mvar": Replay(r"OliverRensu/MVAR;.*models\.mvar\.MVAR", lazily("mvar:replay")),
     "mar": Replay(r"LTH14/mar;.*models\.mar\.MAR", lazily("mar:replay")),
     "maskgit": Replay(r"bytedance/1d-tokenizer;.*modeling\.maskgit\.(ImageBert|UViTBert)", lazily("maskgit:replay")),
+    "lpd": Replay(r"mit-han-lab/lpd;.*models\.lpd\.LPD", lazily("lpd:replay")),
+    "npp": Replay(r"PKU-YuanGroup/Next-Patch-Prediction;.*gpt\.Transformer", lazily("npp:replay")),
+    "maskgil": Replay(r"synbol/MaskGIL;.*Network\.gpt\.Transformer", lazily("maskgil:replay")),
+    "nar": Replay(r"ThisisBillhe/NAR;.*gpt\.Transformer", lazily("nar:replay")),
     "titok": Replay(r"bytedance/1d-tokenizer;.*modeling\.titok\.TiTok", lazily("replay_tokenizers:replay_titok")),
 }
 

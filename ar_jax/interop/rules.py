@@ -37,6 +37,7 @@ class Rule:
       write: (our leaves, what `keep` gave or None each) to the official arrays: what shapes they must have, too.
       keep: the official arrays to what of each our leaves do not hold, or None where they hold it all.
       required: whether the official arrays must be there.
+      copy_of: the official array that the only one of this rule repeats; "" where it is no copy.
     """
 
     official: tuple[str, ...]
@@ -45,6 +46,7 @@ class Rule:
     write: Callable[[Arrays, Kept], Arrays]
     keep: Callable[[Arrays], Kept] = lambda arrays: [None] * len(arrays)
     required: bool = True
+    copy_of: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +77,11 @@ def sections(order: Sequence[int]) -> Layout:
         return x.reshape(len(order), -1, *x.shape[1:])[places].reshape(x.shape)
 
     return Layout(lambda x: moved(x, np.asarray(order)).T, lambda x: moved(x.T, np.argsort(order)))
+
+
+def flattened(layout: Layout) -> Layout:
+    """A layout of vectors, whatever axes the official ones have."""
+    return Layout(lambda x: layout.read(x.reshape(-1)), layout.write)
 
 
 def flatten(rules: Rules) -> list[Rule]:
@@ -158,20 +165,21 @@ def packed_linear(official: str, ours: Sequence[str], bias: bool = True, layout:
     return [split(f"{official}.{there}", [f"{o}/{here}" for o in ours], layout=layout) for there, here in names]
 
 
-def join(official: Mapping[str, int], ours: str, lead: int = 0) -> Rule:
+def join(official: Mapping[str, int], ours: str, lead: int = 0, layout: Layout = PLAIN) -> Rule:
     """Several arrays, one below the other, are one leaf [rows, D].
 
     Args:
-      official: how many rows each has, by its whole name.
+      official: how many rows of the leaf each is, by its whole name.
       ours: our leaf's whole name.
       lead: axes of size 1 in front of the official rows.
+      layout: the axes of each official array; MATRIX where its columns are our rows.
     """
     ends = np.cumsum(list(official.values()))[:-1]
     return Rule(
         tuple(official),
         (ours,),
-        lambda arrays, shapes: [np.concatenate(arrays, axis=lead).reshape(shapes[0])],
-        lambda leaves, kept: [part[(None,) * lead] for part in np.split(leaves[0], ends)],
+        lambda arrays, shapes: [np.concatenate([layout.read(a) for a in arrays], axis=lead).reshape(shapes[0])],
+        lambda leaves, kept: [layout.write(part)[(None,) * lead] for part in np.split(leaves[0], ends)],
     )
 
 
@@ -213,6 +221,13 @@ def unused(*official: str, required: bool = True) -> list[Rule]:
     """
     nothing: dict[str, Any] = {"read": lambda arrays, shapes: [], "write": lambda leaves, kept: kept}
     return [Rule((key,), (), **nothing, keep=lambda arrays: arrays, required=required) for key in official]
+
+
+def copied(official: str, of: str) -> Rule:
+    """An array that repeats another, as tied weights do in some official files; an export repeats it, where it was there."""
+    nothing: dict[str, Any] = {"read": lambda arrays, shapes: [], "write": lambda leaves, kept: kept}
+    mark = lambda arrays: [np.zeros(0, np.float32)]  # that it was there  # noqa: E731
+    return Rule((official,), (), **nothing, keep=mark, required=False, copy_of=of)
 
 
 def prefixed(official: str, ours: str, rules: Rules) -> list[Rule]:
@@ -270,7 +285,9 @@ def _numbered(i: int) -> Callable[[str], str]:
 
 
 def _rename(rule: Rule, official: Callable[[str], str], ours: Callable[[str], str]) -> Rule:
-    return dataclasses.replace(rule, official=tuple(map(official, rule.official)), ours=tuple(map(ours, rule.ours)))
+    copy_of = official(rule.copy_of) if rule.copy_of else ""
+    there, here = tuple(map(official, rule.official)), tuple(map(ours, rule.ours))
+    return dataclasses.replace(rule, official=there, ours=here, copy_of=copy_of)
 
 
 def _blank(shape: tuple[int, ...]) -> np.ndarray:

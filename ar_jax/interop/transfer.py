@@ -55,6 +55,11 @@ def to_ours(rules: Rules, official: Official, like: Any) -> Converted:
     used: list[str] = []
     for rule in _present(rules, official):
         arrays = [official[key] for key in rule.official]
+        if rule.copy_of and not np.array_equal(arrays[0], official[rule.copy_of]):
+            raise UsageError(
+                f"Official weight {rule.official[0]!r} must be a copy of {rule.copy_of!r}, and is not; "
+                "give weights of a tied head."
+            )
         kept.update({k: v for k, v in zip(rule.official, rule.keep(arrays), strict=True) if v is not None})
         if rule.ours:
             wanted = leaves[rule.ours[0]].dtype
@@ -96,6 +101,9 @@ def to_official(
         arrays = rule.write([np.asarray(leaves[name]) for name in rule.ours], parts)
         for key, array in zip(rule.official, arrays, strict=True):
             official[key] = array.astype(jnp.dtype(dtypes[key])) if key in dtypes else array
+    for rule in present:
+        if rule.copy_of:
+            official[rule.official[0]] = official[rule.copy_of]
     return official
 
 

@@ -63,15 +63,31 @@ def softmax_memory(
     """
     batch, _, heads, key_dim = q.shape
     memory = empty_memory(batch, heads, key_dim, v.shape[-1]) if memory is None else memory
-    log_k = jnp.maximum(log_k.astype(jnp.float32), NOTHING)
-    log_total, before = _running_total(log_k, starts, memory.log_total)
-    k = jnp.where(log_k > NOTHING / 2, jnp.exp(jnp.minimum(log_k - log_total, 0)), 0)
+    k, fade, log_total = running_weights(log_k, starts, memory.log_total)
     k = k if amount is None else k * amount.astype(jnp.float32)
-    fade = jnp.maximum(jnp.where(before > NOTHING / 2, jnp.minimum(before - log_total, 0), 0), FORGOTTEN)
+    out, values = linear_attention(q, k.astype(q.dtype), v, log_decay=fade, initial_state=memory.values)
+    return out, Memory(values, log_total)
+
+
+def running_weights(log_k: Array, starts: Array | None, before: Array) -> tuple[Array, Array, Array]:
+    """What each token adds to a running softmax, and what of the rest that leaves.
+
+    Args:
+      log_k: [B, T, N, H]; NOTHING or less where a token writes nothing.
+      starts: [B or 1, T] bool, tokens before which all is forgotten; None where there are none.
+      before: [B, N, H] float32, the log of the sum so far; NOTHING before the first token.
+
+    Returns:
+      exp(log_k_t - z_t) and z_{t-1} - z_t, in nats, both [B, T, N, H], where z_t is the log of the sum up to token t; and
+      the last z, [B, N, H].
+    """
+    log_k = jnp.maximum(log_k.astype(jnp.float32), NOTHING)
+    log_total, earlier = _running_total(log_k, starts, before)
+    k = jnp.where(log_k > NOTHING / 2, jnp.exp(jnp.minimum(log_k - log_total, 0)), 0)
+    fade = jnp.maximum(jnp.where(earlier > NOTHING / 2, jnp.minimum(earlier - log_total, 0), 0), FORGOTTEN)
     if starts is not None:
         fade = jnp.where(starts[..., None, None], FORGOTTEN, fade)
-    out, values = linear_attention(q, k.astype(q.dtype), v, log_decay=fade, initial_state=memory.values)
-    return out, Memory(values, log_total[:, -1])
+    return k, fade, log_total[:, -1]
 
 
 def _running_total(log_k: Array, starts: Array | None, before: Array) -> tuple[Array, Array]:

@@ -12,6 +12,7 @@ from jax import Array
 from ar_jax.config import UsageError, choose
 from ar_jax.kernels.dense import Dense
 from ar_jax.kernels.softmax_memory import NOTHING, Memory, empty_memory, softmax_mean, softmax_memory
+from ar_jax.mixers.common.place_order import written_before_read
 from ar_jax.mixers.protocol import NEVER, State, Tokens, in_time_order, merge_heads, split_heads
 
 ROTATIONS = ("none", "cosine")
@@ -84,14 +85,7 @@ class LightNet(nn.Module):
             log_k = jnp.where((tokens.step < NEVER)[..., None, None], log_k, NOTHING)
             return self._finish(softmax_mean(q, log_k, v, amount), x), state
         # All write before the first reads: the sequence once to write, and once more to ask.
-        first = jnp.where(tokens.step < NEVER, 0, NEVER)
-        twice = Tokens(
-            jnp.concatenate([first, jnp.ones_like(first)], axis=1),
-            jnp.concatenate([tokens.position, tokens.position], axis=1),
-            num_remembered=x.shape[1],
-            segment=jnp.concatenate([tokens.segment, tokens.segment], axis=1),
-            padded=True,
-        )
+        twice = written_before_read(tokens)
         again = self._with_angles(jnp.concatenate([x, x], axis=1), twice)
         return in_time_order(self._mix, again, twice, None)[0][:, x.shape[1] :], state
 

@@ -33,6 +33,7 @@ class LightweightConvolution(nn.Module):
       filter_bias: dynamic only: the projection to the filters has a bias.
       bias: a bias is added to what is convolved.
       interleaved_heads: channel c is of head c mod num_heads, as in one of the published classes, not c // head_dim.
+      ahead: not causal only: taps after the present token; None takes those that `width // 2` before it leave.
     """
 
     embed_dim: int
@@ -47,6 +48,7 @@ class LightweightConvolution(nn.Module):
     filter_bias: bool = False
     bias: bool = False
     interleaved_heads: bool = False
+    ahead: int | None = None
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
@@ -54,6 +56,11 @@ class LightweightConvolution(nn.Module):
     def reads_peers(self) -> bool:
         """The centred form reads everything around a token."""
         return not self.causal
+
+    @property
+    def taps_ahead(self) -> int:
+        """How many later tokens a filter reads where it is not causal."""
+        return self.width - 1 - self.width // 2 if self.ahead is None else self.ahead
 
     def setup(self) -> None:
         """Projections, and the filters' logits [width, heads], the latest token's first."""
@@ -79,6 +86,10 @@ class LightweightConvolution(nn.Module):
             raise UsageError(f"{where}.num_heads={self.num_heads} does not divide embed_dim={self.embed_dim}.")
         if self.in_proj and not self.dynamic:
             raise UsageError(f"{where}.in_proj belongs to dynamic filters; set {where}.dynamic=True, or leave it out.")
+        if self.ahead is not None and (self.causal or not 0 <= self.ahead < self.width):
+            raise UsageError(
+                f"{where}.ahead={self.ahead} must be at least 0 and less than width={self.width}, with causal=False."
+            )
         if self.renormalize and not self.softmax:
             raise UsageError(f"{where}.renormalize needs filters that sum to one; set {where}.softmax=True.")
 
@@ -118,7 +129,7 @@ class LightweightConvolution(nn.Module):
         return out + self.offset.astype(out.dtype)[None, None] if self.bias else out, state
 
     def _centered(self, values: Array, filters: Array, tokens: Tokens) -> Array:
-        return centered_convolution(values, filters, self.width - 1 - self.width // 2, tokens)
+        return centered_convolution(values, filters, self.taps_ahead, tokens)
 
     def _own_centered(self, both: Array, tokens: Tokens) -> Array:
         """Values and each token's filters side by side, [B, T, C + width heads], to [B, T, C]."""

@@ -31,6 +31,8 @@ class Tokens:
       segment: [B or 1, T] int32, which of several sequences, packed behind one another, a token belongs to: tokens of
         different segments do not read each other. None where there is one.
       num_readable: a state holds at most so many tokens after these; None where that is not known.
+      asked: [B or 1, T] bool, tokens whose outputs are asked for; None where all are, or no model asks.
+      num_asked: how many these are in each example.
     """
 
     step: Array
@@ -42,6 +44,8 @@ class Tokens:
     padded: bool = struct.field(pytree_node=False, default=False)
     num_readable: int | None = struct.field(pytree_node=False, default=None)
     segment: Array | None = None
+    asked: Array | None = None
+    num_asked: int | None = struct.field(pytree_node=False, default=None)
 
     def part(self, piece: slice) -> Tokens:
         """The tokens of a piece [start:stop] of the sequence."""
@@ -70,25 +74,24 @@ class Mixer(Protocol):
         """Maps x [B, T, D] to [B, T, D] and, where a state is given, returns the state after these tokens."""
 
 
-def in_time_order(
-    mix: Callable[..., tuple[Array, State]], x: Array, tokens: Tokens, state: State
-) -> tuple[Array, State]:
+def in_time_order(mix: Callable[..., tuple[Array, State]], x: Any, tokens: Tokens, state: State) -> tuple[Array, State]:
     """Applies a mixer that reads a sequence from its start to its end; tokens of one step come in the order they are fed.
 
     Args:
-      mix: (x [B, T, D], writes, starts, state) to [B, T, D] and the state after. `writes` [B or 1, T] bool are the tokens
+      mix: (x, writes, starts, state) to [B, T, ...] and the state after. `writes` [B or 1, T] bool are the tokens
         that leave a trace (not the queries, nor padding), `starts` those that begin a segment and read nothing from before;
         None where all do, or none does.
-      x: [B, T, D] as fed.
+      x: [B, T, D] as fed, or several such arrays.
       tokens: when they are.
       state: passed on to mix.
     """
-    some_leave_no_trace = tokens.num_remembered < x.shape[1] or tokens.padded
+    some_leave_no_trace = tokens.num_remembered < jax.tree.leaves(x)[0].shape[1] or tokens.padded
     if not some_leave_no_trace:
         return mix(x, None, None if tokens.segment is None else segment_starts(tokens.segment), state)
     forward, backward, remembered = time_order(tokens)
     segment = None if tokens.segment is None else take(tokens.segment, forward)
-    out, state = mix(take(x, forward), remembered, None if segment is None else segment_starts(segment), state)
+    ordered = jax.tree.map(lambda a: take(a, forward), x)
+    out, state = mix(ordered, remembered, None if segment is None else segment_starts(segment), state)
     return take(out, backward), state
 
 

@@ -15,7 +15,7 @@ from jax import Array
 
 from ar_jax.config import UsageError, choose
 from ar_jax.kernels.dense import Dense
-from ar_jax.kernels.step_attention import step_attention
+from ar_jax.kernels.step_attention import merge, step_attention
 from ar_jax.kernels.step_attention.key_bias import forgotten, key_biased
 from ar_jax.mixers.norms import make_norm
 from ar_jax.mixers.positions import RelativeBias, rotate
@@ -23,6 +23,7 @@ from ar_jax.mixers.protocol import NEVER, Tokens, merge_heads, split_heads
 
 QK_NORMS = ("none", "rms", "layer", "l2")
 PREFIX_ROTATIONS = ("identity", "zero")
+ROPE_PLACES = ("grid", "line_behind")
 
 
 @struct.dataclass
@@ -81,6 +82,11 @@ class Softmax(nn.Module):
       num_kv_heads: key and value heads, a divisor of num_heads; None takes num_heads.
       head_dim: embed_dim / num_heads if None.
       rope_base: base of the rotary embedding over all axes of the position; 0 turns nothing.
+      rope_channels: only the first so many channels of a head are turned (GPT-NeoX, arXiv:2204.06745); None turns all.
+      rope_heads: only the first so many heads are turned; None turns all.
+      rope_places: what is turned by: "grid", the position, or "line_behind", the place in a line of all slots and the prefix
+        behind them, whose first places, as many as the prefix has, count as none (MaskGIL's code, arXiv:2507.13032, which has
+        the prefix behind the slots, but its row of the table in front).
       prefix_rotation: what becomes of tokens without a place: "identity" leaves them, "zero" makes their queries and keys
         zero vectors, as LlamaGen's table does (arXiv:2406.06525): they read evenly, and enter every softmax with logit 0.
       qk_norm: how queries and keys are normalised per head (arXiv:2302.05442): "none", "rms", "layer", or "l2": to unit
@@ -93,6 +99,8 @@ class Softmax(nn.Module):
       window: only the last so many steps are read, and the state is a ring buffer; 0 reads all.
       forget_gate: every token lets the logits of what was before it fall by -log sigmoid(w x + b), for each head
         (Forgetting Transformer, arXiv:2503.02130): s_ij = q_i . k_j / sqrt(H) + sum of log gates of j + 1 ... i.
+      query_peers: queries of one step read one another, too, so that what they ask for together fits (LPD,
+        arXiv:2507.01957, sec. 3.2); they still leave no trace, and nobody else reads them.
     """
 
     embed_dim: int
@@ -100,6 +108,9 @@ class Softmax(nn.Module):
     num_kv_heads: int | None = None
     head_dim: int | None = None
     rope_base: float = 10000.0
+    rope_channels: int | None = None
+    rope_heads: int | None = None
+    rope_places: str = "grid"
     prefix_rotation: str = "identity"
     qk_norm: str = "none"
     norm_epsilon: float = 1e-6
@@ -110,7 +121,10 @@ class Softmax(nn.Module):
     bias_distance: int = 0
     window: int = 0
     forget_gate: bool = False
+    query_peers: bool = False
     position_axes: int = 0
+    num_rows: int = 0
+    num_prefix: int = 0
     implementation: str | None = None
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
@@ -130,7 +144,17 @@ class Softmax(nn.Module):
         if shared < 1 or self.num_heads % shared:
             raise UsageError(f"num_kv_heads={shared} does not divide num_heads={self.num_heads}.")
         head_dim = self.head_dim or self.embed_dim // self.num_heads
-        if self.rope_base and head_dim % 2:
+        turned = self.rope_channels
+        if turned is not None and (turned % 2 or not 0 < turned <= head_dim):
+            raise UsageError(
+                f"rope_channels={turned} must be even, at least 2 and at most head_dim={head_dim}; set another, or rope_base=0."
+            )
+        if self.rope_heads is not None and (shared != self.num_heads or not 0 <= self.rope_heads <= shared):
+            raise UsageError(
+                f"rope_heads={self.rope_heads} must be at most num_heads={self.num_heads}, each with keys of its own; "
+                "leave num_kv_heads out."
+            )
+        if self.rope_base and turned is None and head_dim % 2:
             raise UsageError(
                 f"the rotary embedding turns pairs, but head_dim={head_dim} is odd; set rope_base=0 or an even head_dim."
             )
@@ -139,7 +163,8 @@ class Softmax(nn.Module):
     def setup(self) -> None:
         """Projections as matrices: [D, heads H] and back."""
         heads, shared, head_dim = self.dims
-        for name, known in (("qk_norm", QK_NORMS), ("prefix_rotation", PREFIX_ROTATIONS)):
+        tables = (("qk_norm", QK_NORMS), ("prefix_rotation", PREFIX_ROTATIONS), ("rope_places", ROPE_PLACES))
+        for name, known in tables:
             choose(dict.fromkeys(known), getattr(self, name), f"model.mixer.{name}")
         dense = functools.partial(Dense, dtype=self.dtype, param_dtype=self.param_dtype)
         self.query = dense(heads * head_dim, use_bias=self.qkv_bias)
@@ -156,6 +181,8 @@ class Softmax(nn.Module):
             self.bias = RelativeBias(heads, self.bias_distance, self.param_dtype)
         if self.forget_gate and self.bias_distance:
             raise UsageError("config.model.mixer.forget_gate and bias_distance are two biases; set one of them to 0.")
+        if self.forget_gate and self.query_peers:
+            raise UsageError("config.model.mixer.query_peers needs forget_gate=False: queries have no gates.")
         if self.forget_gate:
             self.forget = nn.Dense(heads, dtype=jnp.float32, param_dtype=self.param_dtype)
 
@@ -164,6 +191,7 @@ class Softmax(nn.Module):
         """A cache for max_len tokens or, with a window, for as many as its steps can hold."""
         _, shared, head_dim = self.dims
         size = max(min(max_len, self.window * max_step_len) if self.window else max_len, 1)
+        size = 1 if self.window == 1 else size  # nothing is read again: a piece holds whole steps
         entries = jnp.zeros((batch_size, shared, size, head_dim), self.dtype)
         position = jnp.zeros((batch_size, size, self.position_axes if self.bias_distance else 0), jnp.int32)
         # Two arrays, not one twice: a sampler donates its state, and a buffer can be donated only once.
@@ -178,7 +206,7 @@ class Softmax(nn.Module):
         new = self.entries(x, tokens)
         if state is not None and self.forget_gate:  # sums go on from the last one, which is the least
             new = dataclasses.replace(new, forgotten=new.forgotten + state.forgotten.min(axis=2, keepdims=True))
-        if state is None:
+        if state is None or self.window == 1:
             readable = new
         elif self.window:  # the ring still needs what this piece would overwrite
             readable, state = _joined(state, new), state.append(new)
@@ -192,7 +220,7 @@ class Softmax(nn.Module):
         x, step, position = x[:, :n], tokens.step[:, :n], tokens.position[:, :n]
         k = self._normed(split_heads(self.key(x), self.dims[1]), "key")
         if self.rope_base:
-            k = rotate(k, position, self.rope_base, self.prefix_rotation == "zero")
+            k = self._turned(k, self._places(tokens)[:, :n])
         return Cache(
             jnp.swapaxes(k, 1, 2),
             jnp.swapaxes(split_heads(self.value(x), self.dims[1]), 1, 2),
@@ -215,7 +243,7 @@ class Softmax(nn.Module):
         """The queries of tokens x [B, T, D], normalised and turned, [B, T, N, H]."""
         q = self._normed(split_heads(self.query(x), self.num_heads), "query")
         if self.rope_base:
-            q = rotate(q, tokens.position, self.rope_base, self.prefix_rotation == "zero")
+            q = self._turned(q, self._places(tokens))
         return q
 
     def attend(self, x: Array, tokens: Tokens, readable: Cache) -> Array:
@@ -224,7 +252,8 @@ class Softmax(nn.Module):
             readable = readable.first(tokens.num_readable)
         q = self.queries(x, tokens)
         bias = self.bias(tokens.position, readable.position) if self.bias_distance else None
-        attend = functools.partial(step_attention, bias=bias)
+        peers = self.query_peers and tokens.num_remembered < x.shape[1]
+        attend = functools.partial(step_attention, bias=bias, return_lse=peers)
         if self.forget_gate:
             fallen = readable.forgotten.min(axis=2, keepdims=True) - readable.forgotten
             attend = functools.partial(key_biased, step_attention, key_bias=fallen)
@@ -237,10 +266,52 @@ class Softmax(nn.Module):
             window=self.window or None,
             query_segment=tokens.segment,
             key_segment=None if tokens.segment is None else tokens.segment[:, : tokens.num_remembered],
-            scale=1.0 if self.qk_norm == "l2" else self.logit_scale,
+            scale=self._scale,
             implementation=self.implementation,
         )
+        if peers:
+            out = self._with_peers(x, q, tokens, *out)
         return self.out(merge_heads(out))
+
+    def _with_peers(self, x: Array, q: Array, tokens: Tokens, out: Array, lse: Array) -> Array:
+        """What was read [B, T, N, H], and in the queries also what those of the same step give one another."""
+        n = tokens.num_remembered
+        asking = tokens.part(slice(n, None))
+        own = self.entries(x[:, n:], dataclasses.replace(asking, num_remembered=x.shape[1] - n))
+        told, told_lse = step_attention(
+            q[:, n:],
+            jnp.swapaxes(own.k, 1, 2),
+            jnp.swapaxes(own.v, 1, 2),
+            asking.step,
+            asking.step,
+            window=1,
+            query_segment=asking.segment,
+            key_segment=asking.segment,
+            bias=self.bias(asking.position, asking.position) if self.bias_distance else None,
+            scale=self._scale,
+            return_lse=True,
+            implementation=self.implementation,
+        )
+        both, _ = merge(jnp.stack([out[:, n:], told]), jnp.stack([lse[:, n:], told_lse]))
+        return jnp.concatenate([out[:, :n], both], axis=1)
+
+    @property
+    def _scale(self) -> float | None:
+        return 1.0 if self.qk_norm == "l2" else self.logit_scale
+
+    def _places(self, tokens: Tokens) -> Array:
+        """What the rotary embedding turns by, [B or 1, T, axes]; -1 for no place."""
+        if self.rope_places == "grid":
+            return tokens.position
+        line = (jnp.asarray(tokens.row) - self.num_prefix) % self.num_rows
+        return jnp.maximum(line - self.num_prefix, -1)[..., None]
+
+    def _turned(self, x: Array, position: Array) -> Array:
+        """Queries or keys [B, T, heads, H], the channels and heads of the rotary embedding turned."""
+        heads, channels = self.rope_heads, self.rope_channels
+        part = x[:, :, :heads, :channels]
+        part = rotate(part, position, self.rope_base, self.prefix_rotation == "zero")
+        return part if part.shape == x.shape else x.at[:, :, :heads, :channels].set(part)
 
     def _normed(self, x: Array, kind: str) -> Array:
         """Queries or keys [B, T, heads, H], normalised."""

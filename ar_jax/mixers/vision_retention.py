@@ -16,7 +16,7 @@ from ar_jax.config import UsageError
 from ar_jax.kernels.dense import Dense
 from ar_jax.kernels.grid_retention import Columns, empty_columns, grid_retention
 from ar_jax.kernels.linear_attention import linear_attention
-from ar_jax.mixers.linear import FORGOTTEN
+from ar_jax.mixers.linear import FORGOTTEN, fixed_log_decay
 from ar_jax.mixers.norms import make_norm
 from ar_jax.mixers.protocol import Tokens, in_time_order, merge_heads, split_heads
 
@@ -112,7 +112,7 @@ class VisionRetention(nn.Module):
         return q * q.shape[-1] ** -0.5, k, v
 
     def _log_decay(self) -> np.ndarray:
-        return np.log1p(-(2.0 ** (-5 - np.arange(self.num_heads)))).astype(np.float32)
+        return fixed_log_decay("fixed", self.num_heads)
 
     def _line(self, x: Array, writes: Array | None, starts: Array | None, state: Array | None) -> tuple[Array, Array]:
         """See in_time_order: one dimension."""

@@ -84,7 +84,8 @@ class Autoregressive:
             raise UsageError(
                 "config.sampling.order fills other places than config.order; choose an order of the same grid."
             )
-        if feed.remembers != self.feed.remembers or feed.resampled != self.feed.resampled:
+        kinds = [(f.remembers, f.resampled, f.num_outputs) for f in (feed, self.feed)]
+        if kinds[0] != kinds[1]:
             raise UsageError(
                 "config.sampling.order needs another feed than the model was trained with; choose another."
             )
@@ -133,7 +134,11 @@ class Autoregressive:
         return cast(Any, answers)
 
     def _content(self, params: Params, values: Array, context: Context, chunk: Chunk) -> Array:
-        """[B, T, ...], what is fed; anything where the source is no rank."""
+        """[B, T, ...], or [B, T, K, ...] of members, what is fed; anything where the source is no rank."""
+        if chunk.members is not None:
+            ranks = jnp.asarray(chunk.members)
+            found = take(values, slots_of(context.slots, ranks.reshape(1, -1)))
+            return found.reshape(len(values), *ranks.shape, *found.shape[2:])
         if not self.feed.resampled or self.resample is None:
             return take(values, slots_of(context.slots, jnp.atleast_2d(jnp.asarray(chunk.source))))
         source = np.asarray(chunk.source)  # known while tracing: runs of a resampled feed are single steps

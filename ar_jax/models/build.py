@@ -48,6 +48,8 @@ def build_generator(
     check_keys(config, {*basic, *own, *(key for part in parts.values() for key in parameters(part))}, "model")
     if not isinstance(config["embed_dim"], int) or config["embed_dim"] < 1:
         raise UsageError(f"config.model.embed_dim={config['embed_dim']!r} must be a whole number of at least 1.")
+    if getattr(head, "tied", False) and not vocab_size:
+        raise UsageError("config.head.tied needs tokens that are fed by their numbers; set it to False.")
     options, embedding = (
         build(parts, {"kind": name} | {k: v for k, v in config.items() if k in parameters(part)}, "model")
         for name, part in parts.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -51,19 +51,31 @@ def mixer_pattern(config: Mapping[str, Any], **given: Any) -> tuple[MakeMixer, .
 
 
 class Repeat(nn.Module):
-    """One repeat of the pattern of blocks: the body of the scan over layers."""
+    """One repeat of the pattern of blocks: the body of the scan over layers.
+
+    Attributes:
+      blocks: make them.
+      deterministic: no dropout.
+      adaln_groups: see BlockOptions.
+    """
 
     blocks: tuple[Callable[..., Block], ...]
     deterministic: bool
+    adaln_groups: int = 1
 
     @nn.compact
     def __call__(
-        self, x: Array, state: State | None, tokens: Tokens, vector: Array | None
+        self, x: Array, state: State | None, tokens: Tokens, vector: Array | None, number: Array | int | None
     ) -> tuple[Array, State | None]:
-        """The scan's carry is x, what it scans over is the state."""
+        """The scan's carry is x, what it scans over are the state and the number of the repeat (None without groups)."""
         after = []
         for i, make in enumerate(self.blocks):
-            x, new = make(name=f"block_{i}")(x, tokens, vector, None if state is None else state[i], self.deterministic)
+            told = vector
+            if number is not None and vector is not None:
+                groups = vector.reshape(*vector.shape[:-1], self.adaln_groups, -1)
+                own = (number * len(self.blocks) + i) % self.adaln_groups
+                told = jax.lax.dynamic_index_in_dim(groups, own, axis=-2, keepdims=False)
+            x, new = make(name=f"block_{i}")(x, tokens, told, None if state is None else state[i], self.deterministic)
             after.append(new)
         return x, None if state is None else tuple(after)
 
@@ -102,17 +114,22 @@ class Stack(nn.Module):
         deterministic: bool = True,
     ) -> tuple[Array, State | None]:
         """Tokens [B, T, D] to [B, T, D], and the state after them; see `Block`."""
-        blocks = tuple(functools.partial(Block, make, self.options) for make in self.mixers)
+        blocks = tuple(
+            functools.partial(Block, make, self.options, self.options.has_mlp(i, len(self.mixers)))
+            for i, make in enumerate(self.mixers)
+        )
+        fields = (blocks, deterministic, self.options.adaln_groups)
         if state is not None:
-            return self._one_by_one(Repeat(blocks, deterministic, parent=None), x, tokens, vector, state)
+            return self._one_by_one(Repeat(*fields, parent=None), x, tokens, vector, state)
         scan = nn.scan(
             nn.remat(Repeat, prevent_cse=False) if self.options.remat else Repeat,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
+            in_axes=(0, nn.broadcast, nn.broadcast, 0),
             length=self.num_repeats,
         )
-        return scan(blocks, deterministic, name="layers")(x, None, tokens, vector)
+        numbers = jnp.arange(self.num_repeats) if self.options.adaln_groups > 1 else None
+        return scan(*fields, name="layers")(x, None, tokens, vector, numbers)
 
     def _one_by_one(
         self, repeat: Repeat, x: Array, tokens: Tokens, vector: Array | None, state: State
@@ -121,7 +138,8 @@ class Stack(nn.Module):
         stacked, after = self.variables["params"]["layers"], []
         for i, before in enumerate(state):
             layer = jax.tree.map(lambda a, i=i: a[i], stacked)
-            x, new = repeat.apply({"params": layer}, x, before, tokens, vector)
+            number = i if self.options.adaln_groups > 1 else None
+            x, new = repeat.apply({"params": layer}, x, before, tokens, vector, number)
             after.append(new)
         return x, tuple(after)
 
@@ -132,34 +150,56 @@ class Decoder(nn.Module):
     Attributes:
       mixers: makes each mixer of one repeat of the layers; see `mixer_pattern`.
       options: of the blocks.
+      branch_layers: gives each token further outputs, side by side behind the first: each is read, through a norm of its
+        own, so many layers behind the one before it (NAR, arXiv:2503.10696, has one layer for each further axis).
     """
 
     embed_dim: int
     mixers: tuple[MakeMixer, ...]
     options: BlockOptions
     num_layers: int = 4
+    branch_layers: Sequence[int] = ()
 
     reads_blanks: ClassVar[bool] = True
 
     def setup(self) -> None:
-        """The stack, and what the condition does to the last norm and to all blocks."""
+        """The stack, those of further outputs, and what the condition does to the last norms and to all blocks."""
         self.stack = Stack(self.mixers, self.num_layers, self.options)
+        self.branches = [Stack(self.mixers, n, self.options) if n else None for n in self.branch_layers]
         if self.options.norm_first:
-            self.norm = self.options.make_norm(self.options.last_norm)()
+            norm = self.options.make_norm(self.options.last_norm)
+            self.norm, self.branch_norms = norm(), [norm() for _ in self.branch_layers]
         if self.options.adaln != "none":
             self.norm_modulation = Modulation(self.embed_dim, 2, self.options)
         if self.options.adaln == "shared":
-            self.shared_modulation = Modulation(self.embed_dim, 6, self.options)
+            count = self.options.num_modulations(self.options.mlps == "all") * self.options.adaln_groups
+            self.shared_modulation = Modulation(self.embed_dim, count, self.options)
 
     @nn.nowrap
     def check(self) -> None:
         """Raises UsageError where the layers do not fit the pattern."""
         Stack(self.mixers, self.num_layers, self.options).num_repeats  # noqa: B018  (the property checks)
+        for n in self.branch_layers:
+            if n < 0 or n % len(self.mixers):
+                raise UsageError(
+                    f"config.model.branch_layers={tuple(self.branch_layers)} must be multiples of the mixer pattern's "
+                    f"{len(self.mixers)}, or 0."
+                )
+
+    @property
+    def num_outputs(self) -> int:
+        """How many outputs each token has, side by side."""
+        return 1 + len(self.branch_layers)
 
     @nn.nowrap
     def init_state(self, batch_size: int, max_len: int, max_step_len: int) -> State:
-        """See Backbone."""
-        return Stack(self.mixers, self.num_layers, self.options).init_state(batch_size, max_len, max_step_len)
+        """See Backbone; where there are branches, the states of all stacks."""
+        counts = (self.num_layers, *self.branch_layers)
+        states = tuple(
+            Stack(self.mixers, n, self.options).init_state(batch_size, max_len, max_step_len) if n else ()
+            for n in counts
+        )
+        return states if self.branch_layers else states[0]
 
     def __call__(
         self,
@@ -171,10 +211,23 @@ class Decoder(nn.Module):
     ) -> tuple[Array, State | None]:
         """See Backbone."""
         told = self.shared_modulation(vector) if vector is not None and self.options.adaln == "shared" else vector
-        x, state = self.stack(x, tokens, told, state, deterministic)
+        before = state if self.branch_layers and state is not None else (state,) * self.num_outputs
+        outputs, after = [], []
+        for i, stack in enumerate((self.stack, *self.branches)):
+            new = before[i]
+            if stack is not None:
+                x, new = stack(x, tokens, told, before[i], deterministic)
+            outputs.append(self._finished(x, i, vector))
+            after.append(new)
+        if not self.branch_layers:
+            return outputs[0], after[0]
+        return jnp.concatenate(outputs, axis=-1), None if state is None else tuple(after)
+
+    def _finished(self, x: Array, output: int, vector: Array | None) -> Array:
+        """One output of the tokens, normed and modulated."""
         if self.options.norm_first:
-            x = self.norm(x)
+            x = (self.norm, *self.branch_norms)[output](x)
         if vector is not None and self.options.adaln != "none":
             shift, scale = jnp.split(self.norm_modulation(vector), 2, axis=-1)
             x = modulated(x, shift, scale)
-        return x, state
+        return x

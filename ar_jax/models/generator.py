@@ -46,6 +46,8 @@ class Embedding:
       rank_modulation: the vector of adaLN has a learned embedding of the token's place in the order of generation (RAR).
       common: a learned vector is added to every token (BERT's type of a sentence).
       embed_norm: a norm follows the embedding (BERT, MAR).
+      blank_token: a blank is a token like others, one more than the tokenizer has: it has a logit, may be drawn, and becomes
+        the last token of the tokenizer at the end (MaskGIL's code, arXiv:2507.13032).
     """
 
     learned_positions: bool = True
@@ -55,6 +57,7 @@ class Embedding:
     rank_modulation: bool = False
     common: bool = False
     embed_norm: bool = False
+    blank_token: bool = False
 
 
 class Generator(nn.Module):
@@ -88,8 +91,11 @@ class Generator(nn.Module):
         types, length, prefix = self.options.types, len(self.position), self.condition.num_tokens
         small = nn.initializers.normal(0.02)
         embed: Any = functools.partial(nn.Embed, features=self.embed_dim, embedding_init=small, **types)
-        self.value_embed: Any = embed(self.vocab_size) if self.vocab_size else nn.Dense(self.embed_dim, **types)
-        if self.blank:
+        if getattr(self.head, "tied", False):
+            self.value_embed: Any = self.head.table
+        else:
+            self.value_embed = embed(self.vocab_size) if self.vocab_size else nn.Dense(self.embed_dim, **types)
+        if self.blank and not self.embedding.blank_token:
             self.blank_embed = self.param("blank", small, (1, 1, self.embed_dim), types["param_dtype"])
         if self.embedding.learned_positions:
             self.position_embed = embed(length + prefix * self.embedding.prefix_positions)
@@ -111,7 +117,8 @@ class Generator(nn.Module):
         """Hidden vectors of the fed tokens.
 
         Args:
-          content: [B, T] int32 or [B, T, C] float, what is fed; only read where the chunk names a rank as the source.
+          content: [B, T] int32 or [B, T, C] float, what is fed, with an axis [B, T, K] of members where the chunk has some; only
+            read where the chunk names a rank as the source.
           context: order and condition of each example.
           chunk: what is fed.
           state: what was remembered before; None for a whole sequence.
@@ -135,9 +142,13 @@ class Generator(nn.Module):
         def where(code: Array, a: Array, b: Array | float) -> Array:
             return jnp.where((code >= 0)[..., None], a, b)
 
-        x = where(source, self.value_embed(content), take(prefix, from_prefix))
+        embedded = self.value_embed(content).astype(prefix.dtype)
+        embedded = embedded if chunk.members is None else embedded.mean(axis=2)
+        x = where(source, embedded, take(prefix, from_prefix))
         if self.blank:
-            x = jnp.where((source == BLANK)[..., None], self.blank_embed.astype(x.dtype), x)
+            last = self.embedding.blank_token
+            blank = self.value_embed.embedding[-1:][None] if last else self.blank_embed
+            x = jnp.where((source == BLANK)[..., None], blank.astype(x.dtype), x)
         embedding = self.embedding
         first = self.condition.num_tokens * embedding.prefix_positions
         if embedding.learned_positions:
@@ -146,7 +157,7 @@ class Generator(nn.Module):
             x += jnp.where((source < BLANK)[..., None], self.position_embed(from_prefix), 0)
         if embedding.target_positions:
             x += where(target, self.target_embed(asked), 0)
-        position = where(place, jnp.asarray(np.asarray(self.position, np.int32))[own], -1)
+        position = where(place, jnp.asarray(np.asarray(self.position, np.int32) // chunk.cell_side)[own], -1)
         if embedding.level_positions:
             x += where(place, self.level_embed(jnp.maximum(position[..., 0], 0)), 0)
         if embedding.common:
@@ -160,7 +171,9 @@ class Generator(nn.Module):
         if told.valid is not None:
             valid = take(told.valid, jnp.maximum(-2 - source, 0)) | (source >= BLANK)
             step = jnp.where(valid, step, NEVER)
-        prefix = self.condition.num_tokens
+        prefix, asked = self.condition.num_tokens, None
+        if getattr(self.decoder, "reads_asked", False):
+            asked = jnp.zeros((1, len(chunk)), bool).at[0, jnp.asarray(chunk.asked)].set(True)
         return Tokens(
             step,
             position,
@@ -170,6 +183,8 @@ class Generator(nn.Module):
             num_known=chunk.num_known,
             num_readable=chunk.num_readable,
             padded=told.valid is not None,
+            asked=asked,
+            num_asked=None if asked is None else len(chunk.asked),
         )
 
     def _vector(self, told: Told, chunk: Chunk) -> Array:
@@ -188,7 +203,7 @@ class Generator(nn.Module):
     def init_all(self, content: Array, context: Context, chunk: Chunk, target: Array, key: Array) -> Array:
         """Touches every parameter, for `init`."""
         hidden, _ = self(content, context, chunk)
-        return self.head.loss(hidden[:, : target.shape[1]], target, key)
+        return self.head.loss(chunk.pick(hidden), target, key)
 
 
 def slots_of(slots: Array, rank: Array) -> Array:

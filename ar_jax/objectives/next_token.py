@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ar_jax.config import UsageError
 from ar_jax.models.autoregressive import Autoregressive
 from ar_jax.models.generator import Context
 from ar_jax.objectives.protocol import Loss, Params
@@ -22,10 +24,18 @@ class NextToken:
     Attributes:
       label_smoothing: see `Categorical.loss`.
       z_loss: see `Categorical.loss`.
+      num_answers: only a random run of so many answers is trained; a backbone that can computes no others
+        (Perceiver AR, arXiv:2202.07765). 0 trains all.
     """
 
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+    num_answers: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a run of fewer answers than none."""
+        if self.num_answers < 0:
+            raise UsageError(f"config.objective.num_answers={self.num_answers} must be at least 0, which trains all.")
 
     def __call__(
         self, model: Autoregressive, params: Params, values: Array, condition: Array | None, key: Array, progress: Array
@@ -38,7 +48,14 @@ class NextToken:
     def in_order(self, model: Autoregressive, params: Params, values: Array, context: Context, key: Array) -> Loss:
         """The loss in the order that the context names."""
         dropout_key, loss_key = jax.random.split(key)
-        hidden, target = teacher_forced(model, model.feed.parallel(), params, values, context, dropout_key)
+        chunk = model.feed.parallel()
+        if 0 < self.num_answers < len(chunk.answers):
+            first = jax.random.randint(jax.random.fold_in(key, 0), (), 0, len(chunk.answers) - self.num_answers + 1)
+            run = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=first, slice_size=self.num_answers)
+            chunk = dataclasses.replace(
+                chunk, asked=run(jnp.asarray(chunk.asked)), answers=run(jnp.asarray(chunk.answers))
+            )
+        hidden, target = teacher_forced(model, chunk, params, values, context, dropout_key)
         loss = model.ask(
             params, "loss", hidden, target, loss_key, label_smoothing=self.label_smoothing, z_loss=self.z_loss
         )

@@ -2,6 +2,7 @@
 
 from ar_jax.orders.blocks import blocks
 from ar_jax.orders.diagonal import diagonal
+from ar_jax.orders.locality import locality
 from ar_jax.orders.nearest import nearest
 from ar_jax.orders.next_scale import next_scale, subsample
 from ar_jax.orders.parallel_groups import parallel_groups
@@ -21,4 +22,5 @@ ORDERS = {
     "subsample": subsample,
     "parallel_groups": parallel_groups,
     "blocks": blocks,
+    "locality": locality,
 }

@@ -22,6 +22,7 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("random", {"num_steps": 8}),
     ("nearest", {"start": (3, 3)}),
     ("blocks", {"block": 4}),
+    ("locality", {"num_steps": 12}),
 )
 
 

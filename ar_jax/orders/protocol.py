@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -27,12 +27,15 @@ class Order:
         comes first and the coordinates count cells of the finest grid.
       shuffled: each example deals its slots anew, from a key, to steps of these same sizes.
       adaptive: which slots a step settles is decided by the model's confidence in them (MaskGIT); its sizes are kept.
+      deal: how a shuffled order deals its slots: (key, which of them come first, [L] bool) to the slots of one example, [L]
+        int32 in the order of their generation; None deals them evenly.
     """
 
     step: np.ndarray
     position: np.ndarray
     shuffled: bool = False
     adaptive: bool = False
+    deal: Callable[[jax.Array, jax.Array], jax.Array] | None = None
 
     def __post_init__(self) -> None:
         """Refuses steps with a gap: an empty step could not be sampled."""
@@ -70,7 +73,10 @@ class Order:
             return jnp.broadcast_to(first, (batch_size, self.length))
         if key is None:
             raise ValueError("a shuffled order needs a key")
-        return shuffled_slots(key, batch_size, self.length, first)
+        if self.deal is None:
+            return shuffled_slots(key, batch_size, self.length, first)
+        first = jnp.zeros((batch_size, self.length), bool) if first is None else first
+        return jax.vmap(self.deal)(jax.random.split(key, batch_size), first)
 
 
 def shuffled_slots(key: jax.Array, batch_size: int, length: int, first: jax.Array | None = None) -> jax.Array:

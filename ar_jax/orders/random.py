@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from ar_jax.config import UsageError
+from ar_jax.config import UsageError, choose
 from ar_jax.orders.protocol import Layout, Order, coordinates
 
 
@@ -37,26 +39,91 @@ def uniform_sizes(length: int, num_steps: int) -> np.ndarray:
     return np.diff(np.arange(num_steps + 1) * length // num_steps)
 
 
-SIZES = {"cosine": cosine_sizes, "arccos": arccos_sizes, "uniform": uniform_sizes}
+def rounded_cosine_sizes(length: int, num_steps: int) -> np.ndarray:
+    """[num_steps] int: the steps of length * (1 - cos(pi/2 * k/num_steps)), each rounded, and at least 1 (LPD, S116).
+
+    Where their sum is another than length, those that were rounded most are rounded the other way.
+    """
+    shares = -np.diff(np.cos(np.pi / 2 * np.arange(num_steps + 1) / num_steps)) * length
+    sizes = np.maximum(np.round(shares), 1).astype(int)
+    while excess := np.sign(sizes.sum() - length):
+        gap = np.where((sizes == 1) & (excess > 0), -np.inf, excess * (sizes - shares))
+        sizes[gap.argmax()] -= excess
+    return sizes
 
 
-def random(layout: Layout, num_steps: int | None = None, sizes: str = "cosine", adaptive: bool = False) -> Order:
+def arccos_shares(length: int, num_steps: int) -> np.ndarray:
+    """[num_steps] int: step k takes a share of arccos(1 - k/(num_steps-1)), rounded, at least 1 (MaskGIL, S033)."""
+    return _shares(length, np.arccos(np.linspace(1, 0, num_steps)))
+
+
+def cosine_shares(length: int, num_steps: int) -> np.ndarray:
+    """[num_steps] int: step k takes a share of cos(pi/2 * (1 - k/(num_steps-1))), rounded, at least 1 (MaskGIL, S033)."""
+    return _shares(length, np.cos(np.pi / 2 * np.linspace(1, 0, num_steps)))
+
+
+def _shares(length: int, shares: np.ndarray) -> np.ndarray:
+    """Rounded shares of the tokens, at least 1 each; the last step takes what is left, the largest steps pay what is not."""
+    if len(shares) == 1:
+        return np.asarray([length])
+    sizes = np.maximum(np.round(shares / shares.sum() * length), 1).astype(int)
+    sizes[-1] += length - sizes.sum()
+    while sizes[-1] < 1:
+        sizes[sizes[:-1].argmax()] -= 1
+        sizes[-1] += 1
+    return sizes
+
+
+SIZES = {
+    "cosine": cosine_sizes,
+    "arccos": arccos_sizes,
+    "uniform": uniform_sizes,
+    "rounded_cosine": rounded_cosine_sizes,
+    "arccos_shares": arccos_shares,
+    "cosine_shares": cosine_shares,
+}
+
+
+def step_sizes(sizes: str | Sequence[int], length: int, num_steps: int | None) -> np.ndarray:
+    """[num_steps] int, how many tokens each step takes.
+
+    Args:
+      sizes: a key of SIZES, or the numbers themselves.
+      length: the number of tokens.
+      num_steps: None gives one token a step, or follows from the numbers.
+
+    Raises:
+      UsageError: more steps than tokens, an unknown name, or numbers that do not add up.
+    """
+    if not isinstance(sizes, str):
+        given = np.asarray(sizes, int)
+        if given.sum() != length or given.min(initial=1) < 1 or num_steps not in (None, len(given)):
+            raise UsageError(
+                f"config.order.sizes={tuple(given.tolist())} must be whole numbers of at least 1 whose sum is the number of "
+                f"tokens, {length}; leave num_steps out."
+            )
+        return given
+    num_steps = length if num_steps is None else num_steps
+    if not 1 <= num_steps <= length:
+        raise UsageError(f"config.order.num_steps={num_steps} must lie between 1 and the number of tokens, {length}.")
+    return choose(SIZES, sizes, "order.sizes")(length, num_steps)
+
+
+def random(
+    layout: Layout, num_steps: int | None = None, sizes: str | Sequence[int] = "cosine", adaptive: bool = False
+) -> Order:
     """A permutation per example, drawn from a key.
 
     Args:
       layout: any grids.
       num_steps: the permuted tokens are cut into this many steps; None gives one token a step.
-      sizes: how the steps' sizes grow, "cosine", "arccos" or "uniform".
+      sizes: how the steps' sizes grow, "cosine", "arccos", "uniform", "rounded_cosine", "arccos_shares" or
+        "cosine_shares", or the numbers themselves.
       adaptive: each step keeps the tokens that the model is surest of (MaskGIT); for feed 'mask'.
 
     Raises:
-      UsageError: more steps than tokens, or an unknown `sizes`.
+      UsageError: more steps than tokens, an unknown `sizes`, or numbers that do not add up.
     """
-    length = len(coordinates(layout))
-    num_steps = length if num_steps is None else num_steps
-    if not 1 <= num_steps <= length:
-        raise UsageError(f"config.order.num_steps={num_steps} must lie between 1 and the number of tokens, {length}.")
-    if sizes not in SIZES:
-        raise UsageError(f"config.order.sizes={sizes!r} is unknown; use one of {', '.join(SIZES)}.")
-    step = np.repeat(np.arange(num_steps), SIZES[sizes](length, num_steps)).astype(np.int32)
+    counts = step_sizes(sizes, len(coordinates(layout)), num_steps)
+    step = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
     return Order(step, coordinates(layout), shuffled=True, adaptive=adaptive)

@@ -28,9 +28,13 @@ SCHEDULES: dict[str, GuidanceSchedule] = {
     # (1 - cos(pi progress^power)) / 2 of the steps done before (MDT, arXiv:2303.14389; RAR, arXiv:2411.00776)
     "cosine": lambda sizes, power: (1 - np.cos(np.pi * _steps(sizes) ** power)) / 2,
 }
+# The same of the tokens before each token of a step (LPD, arXiv:2507.01957), so that each has a scale of its own.
+BY_TOKEN: dict[str, Callable[[int], np.ndarray]] = {"linear_tokens": lambda length: np.arange(length) / length}
 TEMPERATURE_SCHEDULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "constant": np.ones_like,
     "linear": lambda remaining: remaining,  # none left in the last step (MaskGIT)
+    # the same from all in the first step on (MaskGIL)
+    "linear_steps": lambda remaining: 1 - np.arange(len(remaining)) / max(len(remaining) - 1, 1),
     "annealed": lambda remaining: remaining * (0.5 + 0.8 * remaining),  # TiTok: the logits are divided, too
 }
 
@@ -38,17 +42,20 @@ TEMPERATURE_SCHEDULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 def guidance_scales(
     sizes: tuple[int, ...], scale: float, schedule: str = "constant", power: float = 1.0, num_guided: int | None = None
 ) -> np.ndarray:
-    """[num_steps] float32: 1 + (scale - 1) * schedule.
+    """1 + (scale - 1) * schedule, float32: [num_steps], or [num_steps, L] where each token has its own.
 
     Args:
       sizes: tokens per step.
       scale: 1 is the conditional model, 0 the unconditional one.
-      schedule: a key of SCHEDULES.
+      schedule: a key of SCHEDULES or BY_TOKEN.
       power: bends "cosine".
       num_guided: only the first so many steps are guided (LlamaGen's interval, arXiv:2406.06525); None guides all.
     """
-    progress = choose(SCHEDULES, schedule, "sampling.guidance_schedule")(np.asarray(sizes), power)
     guided = np.arange(len(sizes)) < (len(sizes) if num_guided is None else num_guided)
+    if schedule in BY_TOKEN:
+        progress, guided = BY_TOKEN[schedule](sum(sizes))[None], guided[:, None]
+    else:
+        progress = choose(SCHEDULES | BY_TOKEN, schedule, "sampling.guidance_schedule")(np.asarray(sizes), power)
     return (1 + (scale - 1) * progress * guided).astype(np.float32)
 
 

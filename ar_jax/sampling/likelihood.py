@@ -33,7 +33,7 @@ def log_prob(model: Autoregressive, params: Params, values: Array, context: Cont
     def body(total: Array, step: Step, chunk: Chunk) -> Array:
         hidden, _ = model.read(params, values, context, chunk)
         target = take(values, context.slots[:, jnp.maximum(chunk.answers, 0)])
-        nats = model.ask(params, "log_prob", jnp.take(hidden, chunk.asked, axis=1), target)
+        nats = model.ask(params, "log_prob", chunk.pick(hidden), target)
         return total + (nats * (chunk.answers >= 0)[None]).sum(axis=1)
 
     return walk(model.feed, body, jnp.zeros(len(values), jnp.float32))
@@ -58,4 +58,4 @@ def teacher_forced(
       dropout_key: trains with dropout; None does without.
     """
     hidden, _ = model.read(params, values, context, chunk, dropout_key=dropout_key)
-    return jnp.take(hidden, chunk.asked, axis=1), take(values, context.slots[:, chunk.answers])
+    return chunk.pick(hidden), take(values, context.slots[:, chunk.answers])

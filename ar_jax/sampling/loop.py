@@ -76,7 +76,8 @@ def generate(
       context: the order of each of the B examples, and its condition.
       noise: where draws come from, such as `drawn_from(key)`.
       settings: temperature and filters.
-      guidance_scales: [num_steps] scales of classifier-free guidance; None runs the model once per step instead of twice.
+      guidance_scales: [num_steps] scales of classifier-free guidance, or [num_steps, L] for each rank its own; None runs the
+        model once per step instead of twice.
       given: tokens to keep.
       temperature_factors: [num_steps], the temperature is multiplied with in each step; None for ones.
 
@@ -98,10 +99,10 @@ def generate(
         now = dataclasses.replace(context, slots=slots)
         seen, fed = (jnp.concatenate([values, values]), both_branches(now)) if guided else (values, now)
         hidden, state = model.read(params, seen, fed, chunk, state)
-        hidden = jnp.take(hidden, chunk.asked, axis=1)
+        hidden = chunk.pick(hidden)
         asked = slots[:, jnp.maximum(chunk.answers, 0)]  # [B, n]
         warm = settings if factors is None else _warmed(settings, factors[step])
-        steered = () if scales is None else (hidden[batch:], scales[step])
+        steered = () if scales is None else (hidden[batch:], _scale_of(scales[step], chunk))
         source = noise(step, asked)
         out = model.ask(params, method, hidden[:batch], source, warm, *steered)
         drawn, confidence = out if model.order.adaptive else (out, None)
@@ -110,12 +111,15 @@ def generate(
             kept |= take(given.mask, asked)
         values = _written(values, drawn, asked, kept)
         if confidence is not None:
-            confidence = confidence + warm.temperature * source.gumbel("confidence", confidence.shape)
+            heat = warm.temperature if warm.confidence_temperature is None else warm.confidence_temperature
+            confidence = confidence + heat * source.gumbel("confidence", confidence.shape)
             surest_first = jnp.argsort(jnp.where(kept, -jnp.inf, -confidence), axis=1, stable=True)
             slots = jnp.take_along_axis(slots, surest_first, axis=1)
         return values, slots, state
 
-    return walk(feed, body, (values, context.slots, state))[0]
+    values = walk(feed, body, (values, context.slots, state))[0]
+    spare = model.generator.vocab_size and model.generator.embedding.blank_token
+    return jnp.minimum(values, model.generator.vocab_size - 2) if spare else values
 
 
 def both_branches(context: Context) -> Context:
@@ -124,7 +128,14 @@ def both_branches(context: Context) -> Context:
     return dataclasses.replace(twice, drop=jnp.concatenate([context.drop, jnp.ones_like(context.drop)]))
 
 
+def _scale_of(scale: Array, chunk: Chunk) -> Array:
+    """The scale of a step, or [1, n, 1] those of its answers."""
+    return scale if scale.ndim == 0 else scale[jnp.maximum(chunk.answers, 0)][None, :, None]
+
+
 def _warmed(settings: Sampling, factor: Array) -> Sampling:
+    if settings.confidence_temperature is not None:
+        return dataclasses.replace(settings, confidence_temperature=settings.confidence_temperature * factor)
     return dataclasses.replace(settings, temperature=settings.temperature * factor)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import optax
@@ -27,16 +27,42 @@ def cosine(peak: float, num_steps: int, warmup_steps: int = 0, final_scale: floa
 
 
 def warmup_stable_decay(
-    peak: float, num_steps: int, warmup_steps: int = 0, decay_fraction: float = 0.2, final_scale: float = 0.0
+    peak: float,
+    num_steps: int,
+    warmup_steps: int = 0,
+    decay_fraction: float = 0.2,
+    final_scale: float = 0.0,
+    cosine_decay: bool = False,
+    stage_ends: Sequence[float] = (1.0,),
 ) -> Schedule:
-    """Warm-up, the peak, and over the last `decay_fraction` of all steps a line down to `final_scale` of it."""
-    _check(num_steps, warmup_steps, decay_fraction=decay_fraction, final_scale=final_scale)
-    decay_steps = min(round(decay_fraction * num_steps), num_steps - warmup_steps)
-    stable_steps = num_steps - warmup_steps - decay_steps
-    decay = optax.linear_schedule(peak, final_scale * peak, max(1, decay_steps))
-    return _after_warmup(
-        peak, warmup_steps, optax.join_schedules([optax.constant_schedule(peak), decay], [stable_steps])
-    )
+    """Warm-up, the peak, and over the last `decay_fraction` of all steps a line down to `final_scale` of it.
+
+    Args:
+      peak: the highest rate.
+      num_steps: steps of the whole run.
+      warmup_steps: steps of the straight line from 0 to the peak.
+      decay_fraction: part of the steps spent on the way down.
+      final_scale: the last rate over the peak.
+      cosine_decay: half a cosine in place of the line.
+      stage_ends: parts of the run after which all of this begins anew, the last of them 1 (NPP, arXiv:2412.15321).
+    """
+    if tuple(stage_ends) != tuple(sorted(set(stage_ends))) or stage_ends[0] <= 0 or stage_ends[-1] != 1:
+        raise UsageError(
+            f"config.schedule.stage_ends={tuple(stage_ends)} must rise from above 0 to 1; use (1.0,) for one stage."
+        )
+    ends = [round(end * num_steps) for end in stage_ends]
+    stages = []
+    for steps in (end - start for start, end in zip([0, *ends], ends, strict=False)):
+        _check(steps, warmup_steps, decay_fraction=decay_fraction, final_scale=final_scale)
+        decay_steps = min(round(decay_fraction * steps), steps - warmup_steps)
+        decay = (
+            optax.cosine_decay_schedule(peak, max(1, decay_steps), final_scale)
+            if cosine_decay
+            else optax.linear_schedule(peak, final_scale * peak, max(1, decay_steps))
+        )
+        stable = optax.join_schedules([optax.constant_schedule(peak), decay], [steps - warmup_steps - decay_steps])
+        stages.append(_after_warmup(peak, warmup_steps, stable))
+    return optax.join_schedules(stages, ends[:-1])
 
 
 def infinite(

@@ -20,6 +20,7 @@ from ar_jax.orders.protocol import Order
 
 LAYOUTS = {"image": ((3, 3),), "pyramid": ((1, 1), (2, 2), (3, 3))}
 PREFIXES = (1, 3)
+GROWING = ("nearest", "diagonal, parallel")  # from one cell to those beside it
 
 
 def order_of(name: str) -> Order:
@@ -27,9 +28,16 @@ def order_of(name: str) -> Order:
     return build(ORDERS, cases.ORDERS[name], "order", layout=layout)
 
 
+def takes(feed: str, order: str) -> bool:
+    """Whether a feed takes an order."""
+    if feed == "neighbors":
+        return order in GROWING
+    return feed != "resize" or follows_first_axis(order_of(order))
+
+
 def rows() -> list[tuple[str, str, int]]:
     """Every feed that takes an order, with short and long prefixes."""
-    fits = [(f, o) for f in FEEDS for o in cases.ORDERS if f != "resize" or follows_first_axis(order_of(o))]
+    fits = [(f, o) for f in FEEDS for o in cases.ORDERS if takes(f, o)]
     return [(feed, order, prefix) for feed, order in fits for prefix in PREFIXES]
 
 
@@ -47,8 +55,8 @@ def test_every_step_asks_for_its_own_tokens_once(feed: str, order: str, num_pref
     made, _, step = setting(feed, order, num_prefix)
     assert len(made.chunks) == step.max() + 1
     for k, chunk in enumerate(made.chunks):
-        asked = np.sort(chunk.target[chunk.target >= 0])
-        np.testing.assert_array_equal(asked, np.flatnonzero(step == k))
+        answered = np.sort(chunk.answers[chunk.answers >= 0])
+        np.testing.assert_array_equal(answered, np.flatnonzero(step == k))
         assert (chunk.target[chunk.target < 0] == NOWHERE).all()
 
 
@@ -60,14 +68,15 @@ def test_what_is_fed_in_a_step_comes_from_earlier_steps(feed: str, order: str, n
         values = chunk.source[chunk.source >= 0]
         assert (step[values] < k).all()
         if made.remembers:
-            np.testing.assert_array_equal(chunk.step[chunk.target >= 0], k)
+            assert (chunk.step[chunk.asked[chunk.asked >= 0]] == k).all()
             assert (chunk.step[chunk.source >= 0] == k).all() and (chunk.step <= k).all()
             np.testing.assert_array_equal(np.sort(chunk.step), chunk.step)  # a prefix is read from its start to its end
     if made.remembers:
         whole = made.parallel()
-        fed, asked = whole.source >= 0, whole.target >= 0
+        fed = whole.source >= 0
         assert (step[whole.source[fed]] < whole.step[fed]).all()
-        np.testing.assert_array_equal(step[whole.target[asked]], whole.step[asked])
+        for answer, asked in zip(whole.answers, whole.asked.reshape(len(whole.answers), -1), strict=True):
+            assert (whole.step[asked[asked >= 0]] == step[answer]).all()
 
 
 @every_feed
@@ -171,6 +180,11 @@ HAND: dict[tuple[str, str], list[tuple[list[int], list[int], list[int]]]] = {
         ([P, 0, -1, -1, -1], [-1, 0, 1, 2, 3], [-1, -1, 1, 2, -1]),
         ([P, 0, 1, 2, -1], [-1, 0, 1, 2, 3], [-1, -1, -1, -1, 3]),
     ],
+    ("neighbors", "nearest"): [
+        ([P], [-1], [-1]),
+        ([0], [0], [-1]),
+        ([1, 2], [1, 2], [-1, -1]),
+    ],
     ("resize", "next_scale"): [([P], [-1], [0]), ([0] * 4, [1, 2, 3, 4], [1, 2, 3, 4])],
     ("resize", "blocks"): [([P, P], [0, 1], [0, 1]), ([0, 1], [2, 3], [2, 3])],
 }
@@ -197,6 +211,40 @@ def test_resize_refuses_orders_whose_steps_are_no_scales_or_rows() -> None:
     for order in ("raster", "random, in sets", "nearest"):
         with pytest.raises(UsageError, match="use feed 'query'"):
             FEEDS["resize"](order_of(order), 1)
+
+
+@pytest.mark.parametrize(
+    ("grid", "start", "directions"),
+    [((3, 3), 0, 2), ((4, 3), (3, 0), 2), ((3, 3), 1, 4), ((2, 3, 4), 0, 3), ((2, 3, 4), (0, 1, 0), 4), ((5,), 0, 1)],
+)
+def test_each_cell_is_answered_by_all_cells_of_the_step_before_that_touch_it(grid: Any, start: Any, directions: int):
+    """Each by its output of that direction; from a corner of an n x n image in 2n - 1 steps, in a video likewise."""
+    order = build(ORDERS, dict(kind="nearest", start=start), "order", layout=(grid,))
+    made = FEEDS["neighbors"](order, 1)
+    assert made.num_outputs == directions
+    if not np.any(start):
+        assert len(made.chunks) == sum(grid) - len(grid) + 1
+    cells = order.position[np.argsort(order.step, kind="stable")]
+    ways: dict[int, set[tuple[int, ...]]] = {}
+    for chunk in made.chunks[1:]:
+        for answer, asked in zip(chunk.answers, chunk.asked, strict=True):
+            touching = np.flatnonzero(np.abs(cells[chunk.source] - cells[answer]).sum(axis=1) == 1)
+            assert sorted(asked[asked >= 0]) == touching.tolist()
+            for output in np.flatnonzero(asked >= 0):
+                step = tuple((cells[answer] - cells[chunk.source[asked[output]]]).tolist())
+                ways.setdefault(int(output), set()).add(step)
+    assert sorted(ways) == list(range(directions)) and all(len(steps) == 1 for steps in ways.values())
+
+
+def test_neighbors_refuses_orders_that_do_not_grow_from_cell_to_cell() -> None:
+    for order in ("raster", "random, in sets", "blocks", "parallel_groups"):
+        with pytest.raises(UsageError, match="use feed 'query'"):
+            FEEDS["neighbors"](order_of(order), 1)
+
+
+def test_a_feed_and_a_model_of_another_number_of_outputs_are_told() -> None:
+    with pytest.raises(UsageError, match=r"2 outputs of each token, but the model gives 1; set .*branch_layers=\(1,\)"):
+        cases.tiny(order="nearest", feed="neighbors")
 
 
 def test_a_masked_chunk_feeds_what_is_known_of_each_example() -> None:

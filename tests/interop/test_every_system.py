@@ -24,9 +24,18 @@ CASES = [
     ("llamagen", "t2i_b"),
     ("var", "d16"),
     ("var", "d36_512"),
+    ("mvar", "d16"),
+    ("mvar", "d24"),
     ("mar", "b"),
     ("rar", "b"),
     ("arpg", "l"),
+    ("lpd", "l"),
+    ("maskgil", "b"),
+    ("npp", "b"),
+    ("nar", "b"),
+    ("nar", "t2i_xl"),
+    ("aim", "b"),
+    ("aim", "l"),
     ("maskgit", "titok_l_32"),
     ("maskgit", "titok_s_128"),
 ]
@@ -36,10 +45,13 @@ def small(name: str, variant: str) -> System:
     """The published variant with narrow, shallow networks on images of 8 x 8."""
     config = get_config(ROOT / f"configs/{name}.py:{variant}")
     config.model.update(embed_dim=16, num_layers=2, mlp_dim=24, dtype="float32")
-    config.model.mixer.num_heads = 2
+    mixer, heads, ssm = config.model.mixer, dict(num_heads=2), dict(state_dim=3, head_dim=8)
+    mixer.update({"aim": ssm, "mvar": dict(softmax=heads, mamba2=ssm)}.get(name, heads))
     for order in (config.order, config.sampling.get("order", {})):
         if "num_steps" in order:
             order.num_steps = 3
+    if name == "lpd":
+        config.objective.sizes = ((6, 10),)
     if name == "mar":
         config.model.update(decoder_dim=16, decoder_layers=2, decoder_mlp_dim=24)
         config.model.decoder_mixer.num_heads = 2
@@ -52,7 +64,7 @@ def small(name: str, variant: str) -> System:
         )
     else:
         config.tokenizer.update(TINY)
-    if name == "var":
+    if name in ("var", "mvar"):
         config.tokenizer.quantizer.update(patch_nums=(1, 2, 4))
     return from_config(config, Facts("image", (8, 8, 3), 256, tuple("abc")))
 

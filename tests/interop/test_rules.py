@@ -11,6 +11,7 @@ from ar_jax.config import UsageError
 from ar_jax.interop.rules import (
     POINTWISE,
     conv,
+    copied,
     each,
     embedding,
     join,
@@ -167,3 +168,16 @@ def test_what_is_unused_may_hold_anything_and_is_needed_for_an_export():
 def test_branches_without_parameters_stay():
     like = tree(LINEAR[2]) | {"tokenizer": {}}
     assert to_ours(LINEAR[0], draw(LINEAR[1]), like).params["tokenizer"] == {}
+
+
+def test_a_copy_is_refused_where_it_is_none_and_exported_as_what_it_copies():
+    rules = prefixed("v.", "", [embedding("x", "y"), copied("z.weight", of="x.weight")])
+    like = tree({"y/embedding": (7, 2)})
+    official = draw({"v.x.weight": (7, 2)})
+    assert list(to_official(rules, to_ours(rules, official, like).params)) == ["v.x.weight"]  # many files have none
+    with_copy = official | {"v.z.weight": official["v.x.weight"]}
+    back = to_ours(rules, with_copy, like)
+    exported = to_official(rules, {"y": {"embedding": np.float32([[3]])}}, back.kept, back.dtypes)
+    np.testing.assert_array_equal(exported["v.z.weight"], exported["v.x.weight"])
+    with pytest.raises(UsageError, match="'v.z.weight' must be a copy of 'v.x.weight'"):
+        to_ours(rules, with_copy | {"v.z.weight": official["v.x.weight"] + 1}, like)

@@ -11,10 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ar_jax.analysis.flops import flops
 from ar_jax.config import UsageError
+from ar_jax.mixers.protocol import Tokens
 from ar_jax.models.decoder import mixer_pattern
 from ar_jax.models.generator import Context
 from ar_jax.system import System
+from ar_jax.training.paths import named_leaves, with_leaves
 
 
 def hidden(system: System, params: Any, context: Any = None, values: jax.Array | None = None) -> jax.Array:
@@ -118,3 +121,67 @@ def test_a_pattern_names_the_mixers_of_its_layers(kind: str, layers: int) -> Non
 def test_a_pattern_that_cannot_be_read_is_refused(kind: str) -> None:
     with pytest.raises(UsageError, match="mixer"):
         mixer_pattern({"kind": kind}, embed_dim=8)
+
+
+def test_layers_take_turns_with_the_projections_of_the_condition_that_they_share() -> None:
+    name, layer = "decoder, no MLPs, grouped adaLN", "generator/decoder/stack/layers/block_0/"
+    shared, alone = cases.tiny(backbone=name), cases.tiny(backbone=name, model__adaln="block", model__adaln_groups=1)
+    params = named_leaves(cases.tiny_params(shared))
+    kernel, bias = (params[f"generator/decoder/shared_modulation/project/{n}"] for n in ("kernel", "bias"))
+    turns = jnp.asarray([0, 1, 0])  # three layers, two projections
+    own = {
+        f"{layer}modulation/project/kernel": jnp.moveaxis(kernel.reshape(16, 2, 48), 1, 0)[turns],
+        f"{layer}modulation/project/bias": bias.reshape(2, 48)[turns] + params[f"{layer}modulation_bias"],
+    }
+    like = cases.tiny_params(alone)
+    assert not any("mlp" in leaf for leaf in named_leaves(like))
+    same = with_leaves(like, {leaf: (params | own)[leaf] for leaf in named_leaves(like)})
+    # float32: the bias is added before or behind
+    chex.assert_trees_all_close(hidden(shared, cases.tiny_params(shared)), hidden(alone, same), atol=1e-5)
+
+
+def test_a_tied_head_reads_with_the_table_that_embeds() -> None:
+    system = cases.tiny(head__tied=True)
+    params = cases.tiny_params(system)
+    leaves = named_leaves(params)
+    table, bias = leaves["generator/head/table/embedding"], leaves["generator/head/bias"]
+    assert not any(name.startswith(("generator/value_embed", "generator/head/logits")) for name in leaves)
+    found = hidden(system, params)
+    logits = jax.jit(lambda p, h: system.model.ask(p, "__call__", h))(params, found)
+    chex.assert_trees_all_close(logits, found @ table.T + bias[None, None], atol=1e-5)
+    moved = hidden(system, with_leaves(params, {"generator/head/table/embedding": table + 1}))
+    assert float(jnp.abs(moved - found).max()) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(model__adaln_groups=2), "adaln_groups=2 must be .* 1 unless adaln='shared'"),
+        (dict(model__adaln="shared", model__mlps="last"), "adaln='shared' needs blocks that are alike"),
+        (dict(model__mlps="none", model__norm_first=False), "mlps='none' needs norm_first=True"),
+        (
+            dict(order="next_scale", tokenizer__kind="residual_pyramid", head__tied=True),
+            "config.head.tied needs tokens that are fed by their numbers",
+        ),
+    ],
+)
+def test_options_that_do_not_fit_are_told(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        cases.tiny(**changes)
+
+
+def test_attention_within_a_step_and_a_memory_across_steps_cost_the_same_behind_any_context() -> None:
+    """M-VAR (arXiv:2411.10433): a scale costs what its own size says, whatever came before it."""
+
+    decoder = cases.tiny("within and across steps", model__mlps="last").model.generator.decoder
+
+    def costs(max_len: int) -> tuple[int, int]:
+        """FLOPs of a step of 16 tokens behind so many, and bytes of the state."""
+        x, step = jnp.zeros((1, 16, 16)), jnp.full((1, 16), 9)
+        tokens = Tokens(step, jnp.zeros((1, 16, 3), jnp.int32), 16)
+        params = jax.eval_shape(lambda: decoder.init(jax.random.key(0), x, tokens))
+        state = jax.eval_shape(lambda: decoder.init_state(1, max_len, 16))
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        return flops(lambda p, s: decoder.apply(p, x, tokens, state=s), params, state), size
+
+    assert costs(32) == costs(4096)

@@ -42,3 +42,14 @@ def test_mars_share_is_a_normal_distribution_cut_off() -> None:
 def test_a_least_share_of_one_is_refused() -> None:
     with pytest.raises(UsageError, match="least_masked"):
         Masked(least_masked=1.0)
+
+
+def test_a_blank_that_is_a_token_may_be_drawn_but_is_never_left_in_a_sample() -> None:
+    """As MaskGIL's code has it; here the blank is by far the likeliest of all."""
+    system = cases.tiny("softmax", "random, in sets", "mask", model__blank_token=True)
+    vocab, params = system.tokenizer.vocab_size, cases.tiny_params(system)
+    bias = params["generator"]["head"]["logits"]["bias"]
+    assert bias.shape == (vocab + 1,) and "blank" not in params["generator"]
+    params["generator"]["head"]["logits"]["bias"] = bias.at[vocab].set(100.0)
+    drawn = system.sample(params, jax.random.key(0), jnp.zeros(2, jnp.int32), jnp.zeros(2, bool), system.drawing())
+    assert (np.asarray(drawn) == vocab - 1).all()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ar_jax.config import UsageError, build
 from ar_jax.orders import ORDERS
 from ar_jax.orders.protocol import Layout, Order, coordinates
-from ar_jax.orders.random import cosine_sizes, uniform_sizes
+from ar_jax.orders.random import SIZES, cosine_sizes, uniform_sizes
 
 PYRAMID: Layout = ((1, 1), (2, 2), (4, 4))
 ON_PYRAMIDS = ("raster", "random", "next_scale")
@@ -51,7 +51,7 @@ def test_every_order_is_a_partition_of_any_grid_into_steps(name: str, grid: list
             make(layout, **options)
     elif name == "parallel_groups":
         check(make(layout, **options, regions=tuple(n if n < 4 else 1 + (n == 4) for n in grid)), layout)
-    elif name == "random, in sets":
+    elif name in ("random, in sets", "locality"):
         check(make(layout, **options, num_steps=1 + int(np.prod(grid)) // 3), layout)
     else:
         check(make(layout, **options), layout)
@@ -111,7 +111,7 @@ def test_steps_are_the_ones_written_by_hand(options: dict[str, Any], grid: tuple
 
 
 def test_every_kind_has_steps_written_by_hand() -> None:
-    assert {options["kind"] for options, _, _ in HAND} == set(ORDERS) - {"random", "next_scale"}
+    assert {options["kind"] for options, _, _ in HAND} == set(ORDERS) - {"random", "next_scale", "locality"}
 
 
 def test_next_scale_takes_each_grid_of_a_pyramid_in_one_step() -> None:
@@ -137,6 +137,39 @@ def test_random_orders_differ_between_examples_and_keys_and_put_given_slots_firs
         order.slots(None, 6)
 
 
+def test_a_locality_order_takes_what_is_near_the_known_and_far_from_its_own_step() -> None:
+    """Every pick is among those that the paper's rules leave (arXiv:2507.01957, sec. 3.3), in 20 steps for 256 tokens."""
+    order = make(((16, 16),), kind="locality", num_steps=20, repulsion=2.0)
+    assert order.sizes == (1, 2, 4, 5, 7, 8, 10, 11, 12, 14, 15, 16, 17, 18, 18, 19, 19, 20, 20, 20)  # as published
+    slots = np.asarray(jax.jit(lambda key: order.slots(key, 2))(jax.random.key(0)))
+    assert (slots[0] != slots[1]).any()
+    apart = np.abs(order.position[:, None] - order.position[None])
+    distance, axis = np.sqrt(np.square(apart).sum(axis=-1)), apart.max(axis=-1)
+    inverse = np.where(axis == 1, 1 / np.maximum(distance, 1), 0)
+    for own in slots:
+        np.testing.assert_array_equal(np.sort(own), np.arange(256))
+        for start, end in zip(np.cumsum((0, *order.sizes))[1:], np.cumsum(order.sizes)[1:], strict=False):
+            beside = inverse[:, own[:start]].sum(axis=1)
+            for rank in range(start, end):
+                free, mine = np.setdiff1d(np.arange(256), own[:rank]), own[start:rank]
+                gap = axis[np.ix_(free, mine)].min(axis=1, initial=99)
+                near = free[(beside[free] > 0.999) & (gap > 2)]
+                if len(near):
+                    assert own[rank] in near and beside[own[rank]] > beside[near].max() - 1e-3
+                elif len(mine):
+                    least = distance[np.ix_(free, mine)].min(axis=1)
+                    assert least[free == own[rank]] == least.max()
+
+
+def test_a_locality_order_goes_on_from_what_is_given() -> None:
+    order = make(((4, 4),), kind="locality", num_steps=6)
+    first = np.zeros((1, 16), bool)
+    first[0, [0, 1, 4]] = True
+    slots = np.asarray(order.slots(jax.random.key(0), 1, jax.numpy.asarray(first)))[0]
+    assert set(slots[:3]) == {0, 1, 4} and set(np.sort(slots)) == set(range(16))
+    assert 5 in slots[3:6]  # of all cells the nearest to these three
+
+
 def test_every_slot_is_equally_likely_to_come_first_in_a_random_order() -> None:
     first = np.asarray(make(((2, 2),), kind="random").slots(jax.random.key(0), 8000))[:, 0]
     np.testing.assert_allclose(np.bincount(first) / 8000, 0.25, atol=0.02)  # four deviations
@@ -154,7 +187,8 @@ def test_sizes_of_random_sets_are_the_ones_computed_by_hand() -> None:
 @given(st.integers(1, 70), st.integers(1, 70))
 def test_random_sets_use_all_tokens_and_leave_no_step_empty(length: int, num_steps: int) -> None:
     num_steps = min(num_steps, length)
-    for sizes in (cosine_sizes(length, num_steps), uniform_sizes(length, num_steps)):
+    for make_sizes in SIZES.values():
+        sizes = make_sizes(length, num_steps)
         assert len(sizes) == num_steps and sizes.sum() == length and sizes.min() >= 1
 
 
@@ -171,6 +205,7 @@ def test_random_sets_use_all_tokens_and_leave_no_step_empty(length: int, num_ste
         (((4, 4),), {"kind": "random", "num_steps": 17}, "between 1 and"),
         (((4, 4),), {"kind": "random", "num_steps": 0}, "between 1 and"),
         (((4, 4),), {"kind": "random", "num_steps": 2, "sizes": "cosin"}, "cosin"),
+        (((4, 4),), {"kind": "random", "sizes": (1, 2, 3)}, "whose sum is the number of tokens, 16"),
         (((4, 4),), {"kind": "next_scale"}, "several scales"),
         (((4, 4),), {"kind": "rastr"}, "Did you mean 'raster'"),
         (((4, 4),), {"kind": "spiral", "outwards": True}, "Did you mean 'outward'"),

@@ -24,11 +24,13 @@ LEVELS, LABEL, NUM_SAMPLES = 3, 1, 4000
 REJECT = 1e-3  # the seeds are fixed, so a test that passes once passes always
 EVERY_ORDER = ("softmax", "linear")
 CAUSAL = [(mixer, order, "auto") for mixer in EVERY_ORDER for order in cases.ORDERS]
+CAUSAL += [("softmax", "nearest", "neighbors")]
 CAUSAL += [(mixer, "raster", "auto") for mixer in ("convolution", "softmax window", "hybrid")]
 MASKED = [("softmax", order, "mask") for order in ("random, in sets", "raster", "blocks")]
 LOOPS = [
     ("softmax", "raster", "shift"),
     ("softmax", "nearest", "query"),
+    ("softmax", "nearest", "neighbors"),
     ("softmax", "next_scale", "resize"),
     ("softmax", "blocks", "resize"),
     ("softmax", "random", "shift"),
@@ -42,7 +44,8 @@ LOOPS = [
 def tiny(mixer: str, order: str, feed: str) -> System:
     """A system on 2x2 images of 3 levels; a pyramid has 1 + 4 tokens."""
     fitting = {"order__regions": (1, 2)} if order == "parallel_groups" else {}
-    return cases.tiny(mixer, order, feed, side=2, levels=LEVELS, **fitting)
+    backbone = "decoder, two outputs" if feed == "neighbors" else "decoder"
+    return cases.tiny(mixer, order, feed, backbone, side=2, levels=LEVELS, **fitting)
 
 
 def everything(length: int) -> np.ndarray:

@@ -12,6 +12,16 @@ RATES = [
     ("warmup_stable_decay", {"decay_fraction": 0.2}, {5: 0.5, 10: 1.0, 80: 1.0, 90: 0.5, 100: 0.0}),
     ("warmup_stable_decay", {"decay_fraction": 0.0}, {10: 1.0, 99: 1.0}),
     (
+        "warmup_stable_decay",
+        {"decay_fraction": 0.2, "cosine_decay": True, "final_scale": 0.2},
+        {80: 1.0, 90: 0.6, 100: 0.2},
+    ),
+    (
+        "warmup_stable_decay",
+        {"decay_fraction": 0.4, "stage_ends": (0.5, 1.0)},
+        {5: 0.5, 10: 1.0, 30: 1.0, 40: 0.5, 50: 0.0, 55: 0.5, 60: 1.0, 80: 1.0, 90: 0.5, 100: 0.0},
+    ),
+    (
         "infinite",
         {"constant_scale": 0.5},
         {5: 0.5, 10: 1.0, 25: 0.75, 40: 0.5, 80: 0.5, 90: (0.5 * 0.01) ** 0.5, 100: 0.01},
@@ -45,6 +55,7 @@ def test_every_schedule_has_a_row():
         ("warmup_stable_decay", {"decay_fraction": -0.5}, "decay_fraction=-0.5"),
         ("infinite", {"cooldown_fraction": 0.9, "anneal_fraction": 0.2}, "take 110 steps"),
         ("infinite", {"final_scale": 0.0}, "above 0"),
+        ("warmup_stable_decay", {"stage_ends": (0.5, 0.9)}, "must rise from above 0 to 1"),
     ],
 )
 def test_phases_that_do_not_fit_are_refused(kind, options, words):

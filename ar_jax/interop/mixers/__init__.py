@@ -58,4 +58,57 @@ REPLAYS: dict[str, Replay] = {
     "seerattention_r_decode_gate": Replay(
         r"microsoft/SeerAttention;.*decode_sparse\.attn_gate_inf\.AttnGate", lazily("mixers.seer:replay_decode_gate")
     ),
+    "mamba_block": Replay(r"state-spaces/mamba;.*mamba_simple\.Mamba\b", lazily("mixers.mamba:replay_mamba")),
+    "mamba2_block": Replay(r"state-spaces/mamba;.*mamba2\.Mamba2\b", lazily("mixers.mamba:replay_mamba2")),
+    "mamba_selective_scan": Replay(
+        r"state-spaces/mamba;.*selective_scan_(ref|fn)\b", lazily("mixers.mamba:replay_scan")
+    ),
+    "mamba2_ssd_minimal": Replay(r"state-spaces/mamba;.*ssd_minimal_discrete", lazily("mixers.mamba:replay_duality")),
+    "fla_delta_rule": Replay(r"flash-linear-attention;.*fla\.ops\.delta_rule\.", lazily("mixers.delta:replay_delta")),
+    "fla_gated_delta_rule": Replay(
+        r"flash-linear-attention;.*fla\.ops\.gated_delta_rule\.", lazily("mixers.delta:replay_gated_delta")
+    ),
+    "fla_gated_delta_product": Replay(
+        r"flash-linear-attention;.*fla\.ops\.gated_delta_product\.", lazily("mixers.delta:replay_delta_product")
+    ),
+    "fla_rwkv6": Replay(r"flash-linear-attention;.*fla\.ops\.rwkv6\.", lazily("mixers.delta:replay_rwkv6")),
+    "fla_rwkv7": Replay(
+        r"flash-linear-attention;.*fla\.ops\.(rwkv7|generalized_delta_rule\.dplr)\b",
+        lazily("mixers.delta:replay_rwkv7"),
+    ),
+    "perceiver_ar_official": Replay(
+        r"google-research/perceiver-ar;.*PerceiverAR", lazily("mixers.perceiver_ar:replay_official")
+    ),
+    "perceiver_ar_lucidrains": Replay(
+        r"lucidrains/perceiver-ar-pytorch;", lazily("mixers.perceiver_ar:replay_community")
+    ),
+    "block_transformer": Replay(r"itsnamgyu/block-transformer;", lazily("mixers.block_transformer:replay")),
+    "linear_transformer_attention": Replay(
+        r"idiap/fast-transformers;.*attention_layer\.AttentionLayer", lazily("mixers.linear:replay_layer")
+    ),
+    "linear_transformer_encoder": Replay(
+        r"idiap/fast-transformers;.*EncoderBuilder", lazily("mixers.linear:replay_encoder")
+    ),
+    "fla_linear_attn": Replay(
+        r"flash-linear-attention;.*; fla\.ops\.linear_attn\.", lazily("mixers.linear:replay_linear")
+    ),
+    "fla_gla": Replay(r"flash-linear-attention;.*; fla\.ops\.(simple_)?gla\.", lazily("mixers.linear:replay_gated")),
+    "fla_lightning_attn": Replay(
+        r"flash-linear-attention;.*; fla\.ops\.lightning_attn\.", lazily("mixers.linear:replay_lightning")
+    ),
+    "fla_retention": Replay(
+        r"flash-linear-attention;.*; fla\.ops\.retention\.", lazily("mixers.linear:replay_retention")
+    ),
+    "fla_based": Replay(r"flash-linear-attention;.*; fla\.ops\.(re)?based\.", lazily("mixers.linear:replay_based")),
+    "fla_hgrn": Replay(r"flash-linear-attention;.*; fla\.ops\.hgrn\.", lazily("mixers.linear:replay_hgrn")),
+    "fla_mesa_net": Replay(
+        r"flash-linear-attention;.*fla\.ops\.mesa_net\.", lazily("mixers.fitted_memories:replay_mesa")
+    ),
+    "fla_slots": Replay(r"flash-linear-attention;.*; fla\.ops\.(gsa|abc)\.", lazily("mixers.slots:replay")),
+    "agalite_attention": Replay(r"subho406/agalite;.*AttentionORLiTLayer", lazily("mixers.agalite:replay_attention")),
+    "agalite": Replay(r"subho406/agalite;.*agalite\.AGaLiTe", lazily("mixers.agalite:replay_network")),
+    "fla_ttt_linear": Replay(r"flash-linear-attention;.*fla\.ops\.ttt\.", lazily("mixers.fitted_memories:replay_ttt")),
+    "fla_log_linear_attn": Replay(
+        r"flash-linear-attention;.*fla\.ops\.log_linear_attn\.", lazily("mixers.fitted_memories:replay_log_linear")
+    ),
 }

@@ -8,7 +8,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ar_jax.config import UsageError
 from ar_jax.interop.kinds import Arrays, Meta
 from ar_jax.interop.mixers.sequences import Outputs, one_by_one, params_of, swapped, tokens_of, whole
 from ar_jax.interop.rules import Layout, Rule, same
@@ -20,12 +19,9 @@ FILTERS = Layout(lambda w: w[:, 0, ::-1].T, lambda w: w.T[:, None, ::-1])
 
 def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
     width, before = config["K"], config["padding_l"]
-    if before not in (width - 1, width // 2):
-        raise UsageError(
-            f"padding_l={before} is neither causal, {width - 1}, nor centred, {width // 2}; give one of these."
-        )
     fields = {"embed_dim": config["C"], "num_heads": config["H"], "width": width, "gated": False}
-    return fields | {"causal": before == width - 1}
+    causal = before == width - 1
+    return fields | {"causal": causal, "ahead": None if causal else width - 1 - before}
 
 
 def replay_lightweight(meta: Meta, weights: Arrays, inputs: Arrays) -> Outputs:
@@ -35,7 +31,9 @@ def replay_lightweight(meta: Meta, weights: Arrays, inputs: Arrays) -> Outputs:
     rules = [same("weight", "filters", layout=FILTERS), *([same("bias", "offset")] if config["bias"] else [])]
     mixer = MIXERS["lightweight_convolution"](**fields)
     variables = params_of(mixer, rules, weights, x, tokens_of(x.shape[1]))
-    interleaved = MIXERS["lightweight_convolution"](**fields | {"causal": False, "interleaved_heads": True})
+    interleaved = MIXERS["lightweight_convolution"](
+        **fields | {"causal": False, "ahead": None, "interleaved_heads": True}
+    )
     found = {"out.y": mixer, "out.y_bct_class": interleaved}
     outputs = {name: swapped(whole(m, variables, x)) for name, m in found.items() if name in meta["outputs"]}
     if mixer.causal:
@@ -64,7 +62,9 @@ def replay_dynamic(meta: Meta, weights: Arrays, inputs: Arrays) -> Outputs:
     """The convolution by filters that come from x or from a query, whole and token by token."""
     config, x = meta["config"], swapped(inputs["in.x"])
     source = swapped(inputs["in.query"]) if "in.query" in inputs else x
-    told = {"dynamic": True, "in_proj": config["in_proj"], "renormalize": config["renorm_padding"]}
+    softmax = config.get("weight_softmax", True)  # without it, the official code does not renormalise
+    told = {"dynamic": True, "in_proj": config["in_proj"], "softmax": softmax}
+    told |= {"renormalize": softmax and config["renorm_padding"]}
     fields = _fields(config) | told | {"filter_bias": config["bias"], "bias": config["conv_bias"]}
     mixer = MIXERS["lightweight_convolution"](**fields)
     layer = "inner" if config["in_proj"] else None

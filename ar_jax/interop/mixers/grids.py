@@ -97,13 +97,15 @@ def replay_axial(meta: Meta, weights: Arrays, inputs: Arrays) -> Outputs:
 def replay_axial_image(meta: Meta, weights: Arrays, inputs: Arrays) -> Outputs:
     """The image transformer, reversible or not."""
     config = meta["config"]
-    shape = tuple(config["shape"])
+    shape = inputs["in.x"].shape[2:]
     model = AxialImageTransformer(config["depth"], config["heads"], config.get("dim_heads"), config["reversible"])
     middle = {False: ("{i}.0", "{i}.1"), True: ("{i}.f.net", "{i}.g.net")}[config["reversible"]]
     rules: list[Rules] = []
+    positions = {}  # of zeros, where there are none
     for axis, size in enumerate(shape):
         spread = (1, config["dim"], *(size if other == axis else 1 for other in range(len(shape))))
         rules.append(same(f"pos_emb.param_{axis}", f"position_{axis}", spread, Layout(np.transpose, np.transpose)))
+        positions[f"pos_emb.param_{axis}"] = np.zeros(spread, np.float32)
     for depth in range(config["depth"]):
         for half, there in enumerate(middle):
             line, conv_mlp = (f"layers.blocks.{there}".replace("{i}", str(2 * depth + part)) for part in (0, 1))
@@ -115,4 +117,4 @@ def replay_axial_image(meta: Meta, weights: Arrays, inputs: Arrays) -> Outputs:
             ]
             rules += [conv(f"{conv_mlp}.1", f"{ours}_mlp/up"), conv(f"{conv_mlp}.3", f"{ours}_mlp/down")]
     x = jnp.moveaxis(jnp.asarray(inputs["in.x"]), 1, -1)
-    return {"out.y": jnp.moveaxis(run(model, rules, weights, x), -1, 1)}
+    return {"out.y": jnp.moveaxis(run(model, rules, positions | dict(weights), x), -1, 1)}

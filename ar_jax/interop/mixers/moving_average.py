@@ -52,17 +52,20 @@ def _rules(weights: Arrays, fields: Mapping[str, Any], own_norm: Iterable[str]) 
     ]
 
 
-def _norm(weights: Arrays, width: int) -> dict[str, np.ndarray]:
-    """The norm's parameters by our names; ScaleNorm has one number for all channels."""
-    scalar = weights.get("norm.norm.scalar")
-    found = {} if scalar is None else {"own_norm/scale": np.repeat(scalar, width)}
-    return found | {f"own_norm/{ours}": weights[key] for key, ours in NORM_NAMES.items() if key in weights}
+def _norm(weights: Arrays, width: int, kind: str) -> dict[str, np.ndarray]:
+    """The norm's parameters by our names; ScaleNorm has one number for all channels, and some norms have none."""
+    start = {"scale": np.ones(width, np.float32)} | ({"bias": np.zeros(width, np.float32)} if kind == "layer" else {})
+    found = start | {ours: weights[key] for key, ours in NORM_NAMES.items() if key in weights}
+    if "norm.norm.scalar" in weights:
+        found["scale"] = np.repeat(weights["norm.norm.scalar"], width)
+    return {f"own_norm/{name}": array for name, array in found.items()}
 
 
 def replay(meta: Meta, weights: Arrays, inputs: Arrays) -> Outputs:
     """The layer, its moving average and its attention's weights; where it is causal, token by token, too."""
     config, x = meta["config"], jnp.asarray(inputs["in.x"])
-    fields, own = _fields(config), _norm(weights, x.shape[-1])
+    fields, norm = _fields(config), choose(NORMS, config["norm_type"], "norm_type")
+    own = _norm(weights, x.shape[-1], norm)
     mixer, tokens = MIXERS["mega"](**fields), tokens_of(x.shape[1])
     inner = {name: w for name, w in weights.items() if not name.startswith("norm.")}
     rules = _rules(weights, fields, own if config["prenorm"] else ())
@@ -73,8 +76,8 @@ def replay(meta: Meta, weights: Arrays, inputs: Arrays) -> Outputs:
         """With the residual and, in a post-norm layer, the norm."""
         if config["prenorm"]:
             return x + mixed
-        norm = make_norm(NORMS[config["norm_type"]], EPSILON, jnp.float32, jnp.float32)()
-        return norm.apply({"params": {name.rpartition("/")[2]: w for name, w in own.items()}}, x + mixed)
+        module = make_norm(norm, EPSILON, jnp.float32, jnp.float32)()
+        return module.apply({"params": {name.rpartition("/")[2]: w for name, w in own.items()}}, x + mixed)
 
     outputs = {"out.ema": average, "out.y": layer(out), "out.attn": attention}
     if mixer.causal:  # the published recurrence knows of no truncation

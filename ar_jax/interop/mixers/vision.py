@@ -146,7 +146,8 @@ def replay_mambaout_block(meta: Meta, weights: Arrays, inputs: Arrays) -> Output
 def replay_mambaout_model(meta: Meta, weights: Arrays, inputs: Arrays) -> Outputs:
     """The classifier, and the features before its head."""
     config = meta["config"]
-    model = mamba_out(tuple(config["dims"]), tuple(config["depths"]), config["num_classes"])
+    options = {key: config[key] for key in ("kernel_size", "conv_ratio") if key in config}
+    model = mamba_out(tuple(config["dims"]), tuple(config["depths"]), config["num_classes"], **options)
     last = len(config["dims"])
     down = [conv("downsample_layers.{i}.conv", "backbone/patch_{i}/conv")]
     down += [norm("downsample_layers.{i}.norm", "backbone/patch_{i}/norm")]
@@ -229,7 +230,9 @@ def replay_halo(meta: Meta, weights: Arrays, inputs: Arrays) -> Outputs:
 def replay_halo_timm(meta: Meta, weights: Arrays, inputs: Arrays) -> Outputs:
     """timm's module, with strides; its keys and values are packed head by head."""
     config = meta["config"]
-    heads, head_dim, out_dim = config["num_heads"], config["dim_head"], config["dim_out"]
+    heads, bias = config["num_heads"], "q.bias" in weights
+    inner = len(weights["q.weight"])  # of queries, and of keys
+    head_dim, out_dim = inner // heads, len(weights["kv.weight"]) - inner
     module = HaloAttention(
         config["block_size"],
         config["halo_size"],
@@ -241,10 +244,12 @@ def replay_halo_timm(meta: Meta, weights: Arrays, inputs: Arrays) -> Outputs:
         scale_positions=config["scale_pos_embed"],
         project=False,
         padding="read",
+        qkv_bias=bias,
     )
     rules = [
-        linear("q", "params/query", bias=False, layout=POINTWISE),
+        linear("q", "params/query", bias=bias, layout=POINTWISE),
         _keys_and_values("kv.weight", "params/key/kernel", "params/value/kernel", heads),
+        [_keys_and_values("kv.bias", "params/key/bias", "params/value/bias", heads)] if bias else [],
         same("pos_embed.height_rel", "params/rows"),
         same("pos_embed.width_rel", "params/columns"),
     ]
@@ -252,16 +257,16 @@ def replay_halo_timm(meta: Meta, weights: Arrays, inputs: Arrays) -> Outputs:
 
 
 def _keys_and_values(official: str, key: str, value: str, heads: int) -> Rule:
-    """[heads (H + E), D, 1, 1], in each head keys before values, is our [D, heads H] and [D, heads E]."""
+    """[heads (H + E), D, 1, 1], in each head keys before values, is our [D, heads H] and [D, heads E]; biases likewise."""
 
     def read(arrays: Any, shapes: Any) -> Any:
-        packed = arrays[0].reshape(heads, -1, arrays[0].shape[1])  # [N, H + E, D]
-        parts = np.split(packed, [shapes[0][1] // heads], axis=1)
+        packed = arrays[0].reshape(heads, len(arrays[0]) // heads, -1)  # [N, H + E, D], a bias with D = 1
+        parts = np.split(packed, [shapes[0][-1] // heads], axis=1)
         return [np.moveaxis(part, -1, 0).reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def write(leaves: Any, kept: Any) -> Any:
-        parts = [np.moveaxis(leaf.reshape(leaf.shape[0], heads, -1), 0, -1) for leaf in leaves]
+        parts = [np.moveaxis(leaf.reshape(-1, heads, leaf.shape[-1] // heads), 0, -1) for leaf in leaves]
         packed = np.concatenate(parts, axis=1)
-        return [packed.reshape(-1, packed.shape[-1], 1, 1)]
+        return [packed.reshape(-1) if leaves[0].ndim == 1 else packed.reshape(-1, packed.shape[-1], 1, 1)]
 
     return Rule((official,), (key, value), read, write)

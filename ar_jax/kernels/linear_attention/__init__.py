@@ -27,6 +27,7 @@ def linear_attention(
     bonus: Array | None = None,
     initial_state: Array | None = None,
     normalize: bool = False,
+    epsilon: float | None = None,
     chunk_size: int | None = None,
     implementation: str | None = None,
 ) -> tuple[Array, Array]:
@@ -46,6 +47,7 @@ def linear_attention(
       bonus: [N, H]; None reads after the write.
       initial_state: [B, N, H, E], the memory before the first token; zeros if None. With normalize E + 1 columns.
       normalize: divide o_t by q_t . z_t, where z decays and sums the keys as S does their products with values.
+      epsilon: added to q_t . z_t, as published code does; None adds nothing, but keeps it from zero.
       chunk_size: the length over which the fast forms work quadratically, a power of two; None chooses.
       implementation: a key of FORMS; None takes the platform's.
 
@@ -79,7 +81,7 @@ def linear_attention(
         axes = {"q": tokens, "k": tokens, "v": tokens, "bonus": ("heads", None), "initial_state": memory}
         axes["log_decay"] = ("heads",) if log_decay is None or log_decay.ndim == 1 else tokens[: log_decay.ndim]
         out, state = on_each_device(lambda own: form(**own, chunk_size=chunk_size), arrays, axes, (tokens, memory))
-    return divided(out[..., :-1], out[..., -1:]) if normalize else out, state
+    return divided(out[..., :-1], out[..., -1:], epsilon) if normalize else out, state
 
 
 def linear_attention_step(
@@ -91,6 +93,7 @@ def linear_attention_step(
     log_decay: Array | None = None,
     bonus: Array | None = None,
     normalize: bool = False,
+    epsilon: float | None = None,
 ) -> tuple[Array, Array]:
     """One token of `linear_attention`, for decoding.
 
@@ -102,6 +105,7 @@ def linear_attention_step(
       log_decay: [N], [B, N] or [B, N, H]; None does not decay.
       bonus: [N, H], or None.
       normalize: as in `linear_attention`.
+      epsilon: as there.
 
     Returns:
       o [B, N, E] in v's dtype, and the memory after the token, float32.
@@ -125,6 +129,7 @@ def linear_attention_step(
         bonus=bonus,
         initial_state=state,
         normalize=normalize,
+        epsilon=epsilon,
     )
     return out[:, 0], state
 

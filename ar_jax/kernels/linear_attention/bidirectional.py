@@ -7,7 +7,13 @@ from jax import Array
 
 
 def bidirectional_linear_attention(
-    q: Array, k: Array, v: Array, *, normalize: bool = False, key_mask: Array | None = None
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    normalize: bool = False,
+    epsilon: float | None = None,
+    key_mask: Array | None = None,
 ) -> Array:
     """Linear attention without an order (arXiv:2006.16236, eq. 6).
 
@@ -18,6 +24,7 @@ def bidirectional_linear_attention(
       k: [B, S, N, H], likewise; S may differ from T.
       v: [B, S, N, E].
       normalize: divide by the sum of the weights q_i . k_j.
+      epsilon: added to that sum, as published code does; None adds nothing, but keeps it from zero.
       key_mask: [B, S] bool, the keys that are read; None reads all.
 
     Returns:
@@ -39,12 +46,13 @@ def bidirectional_linear_attention(
     state = jnp.einsum("bsnh,bsne->bnhe", k, v, preferred_element_type=jnp.float32)
     out = jnp.einsum("btnh,bnhe->btne", q.astype(jnp.float32), state)
     if normalize:
-        out = divided(
-            out, jnp.einsum("btnh,bnh->btn", q.astype(jnp.float32), k.astype(jnp.float32).sum(axis=1))[..., None]
-        )
+        weight = jnp.einsum("btnh,bnh->btn", q.astype(jnp.float32), k.astype(jnp.float32).sum(axis=1))
+        out = divided(out, weight[..., None], epsilon)
     return out.astype(v.dtype)
 
 
-def divided(out: Array, weight: Array) -> Array:
-    """out / weight, the weight kept from zero."""
+def divided(out: Array, weight: Array, epsilon: float | None = None) -> Array:
+    """out / (weight + epsilon); without an epsilon the weight is kept from zero."""
+    if epsilon is not None:
+        return out / (weight + epsilon)
     return out / jnp.where(jnp.abs(weight) < 1e-6, jnp.asarray(1e-6, weight.dtype), weight)

@@ -45,3 +45,15 @@ def total(a: Array, tokens: Tokens) -> Array:
     number = jnp.broadcast_to(jnp.cumsum(segment_starts(tokens.segment), axis=1), a.shape[:2])
     sums = jax.vmap(functools.partial(jax.ops.segment_sum, num_segments=a.shape[1]))(a, number)
     return jnp.take_along_axis(sums, number.reshape(*number.shape, *(1,) * (a.ndim - 2)), axis=1)
+
+
+def written_before_read(tokens: Tokens) -> Tokens:
+    """Tokens that are fed twice, once to write and once to ask: so those of a segment all read all of it.
+
+    A mixer that reads in the order of time does the rest: its outputs of the second half are those that read everything.
+    """
+    first = jnp.where(tokens.step < NEVER, 0, NEVER)
+    segment = None if tokens.segment is None else jnp.concatenate([tokens.segment] * 2, axis=1)
+    position = jnp.concatenate([tokens.position] * 2, axis=1)
+    asked = jnp.concatenate([first, jnp.ones_like(first)], axis=1)
+    return Tokens(asked, position, num_remembered=first.shape[1], segment=segment, padded=True)

@@ -73,13 +73,20 @@ class MlpHead(nn.Module):
         return nn.Dense(self.num_classes, name="down")(layer_norm(name="norm")(hidden))
 
 
-def mamba_out(dims: tuple[int, ...], depths: tuple[int, ...], num_classes: int = 1000) -> Classifier:
+def mamba_out(
+    dims: tuple[int, ...],
+    depths: tuple[int, ...],
+    num_classes: int = 1000,
+    conv_ratio: float = 1.0,
+    kernel_size: int = 7,
+) -> Classifier:
     """A classifier of gated convolutions; SIZES holds the paper's, by the names of these arguments."""
     patches: tuple[Any, ...] = (
         functools.partial(Stem, dims[0]),
         *(functools.partial(Convolution, dim) for dim in dims[1:]),
     )
-    blocks = tuple((GatedCnnBlock,) * depth for depth in depths)
+    block = functools.partial(GatedCnnBlock, conv_ratio=conv_ratio, kernel_size=kernel_size)
+    blocks = tuple((block,) * depth for depth in depths)
     return Classifier(
         functools.partial(Pyramid, patches, blocks), functools.partial(MlpHead, num_classes), norm_mean=True
     )

@@ -30,6 +30,7 @@ class HaloAttention(nn.Module):
       pool: with a stride, all places ask, and the output is the mean of 2 x 2 of them.
       scale_positions: r is divided by sqrt(H), too.
       project: the values, head_dim wide, are projected to out_dim with a bias; otherwise the heads are the output.
+      qkv_bias: the projections of queries, keys and values have biases; keys outside of the image have none.
       padding: what lies outside of the image is "masked"; or "read", as keys of zeros, as in timm; or "inverted": all but
         it is masked, as in halonet-pytorch.
     """
@@ -44,6 +45,7 @@ class HaloAttention(nn.Module):
     scale_positions: bool = True
     project: bool = True
     padding: str = "masked"
+    qkv_bias: bool = False
 
     @property
     def window(self) -> int:
@@ -70,7 +72,7 @@ class HaloAttention(nn.Module):
             )
         out_dim, step = self.out_dim or channels, self.query_stride
         value_dim = self.head_dim if self.project else out_dim // self.num_heads
-        dense = functools.partial(nn.Dense, use_bias=False)
+        dense = functools.partial(nn.Dense, use_bias=self.qkv_bias)
         q = dense(self.num_heads * self.head_dim, name="query")(x[:, ::step, ::step])
         q = self._blocks(q)
         k = self._windows(dense(self.num_heads * self.head_dim, name="key")(x))
