@@ -54,6 +54,7 @@ def _last_kept(logits: Array, enough: Callable[[Array], Array]) -> Array:
 
     lowest = jnp.full((*logits.shape[:-1], 1), jnp.iinfo(jnp.int32).min)
     found = jnp.minimum(jax.lax.fori_loop(0, 32, refined, lowest), bits.max(axis=-1, keepdims=True))
+    found = jnp.maximum(found, -jnp.int32(0x7F800001))  # of -inf; what is below is no number
     return jax.lax.bitcast_convert_type(jnp.where(found < 0, found ^ jnp.int32(2**31 - 1), found), jnp.float32)
 
 

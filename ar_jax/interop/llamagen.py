@@ -128,7 +128,7 @@ def replay_class(meta: Mapping[str, Any], weights: Weights, inputs: Weights) -> 
     run = functools.partial(greedy, system, params, labels, len(labels))
     scale, interval = given["cfg_scale"], given["cfg_interval"]
     options = given["filter"]
-    settings = Sampling(options["temperature"], options["top_k"], options["top_p"])
+    settings = Sampling(options["temperature"], options.get("top_k") or None, options.get("top_p"))
     kept = filtered(jnp.asarray(inputs["in.filter_logits"]), settings)
     return {
         "out.logits": logits,

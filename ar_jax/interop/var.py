@@ -133,7 +133,7 @@ def around(meta: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
 def replay(meta: Mapping[str, Any], weights: Weights, inputs: Weights) -> Outputs:
     """As `replayed`, and what is fed to the network, and the filters."""
     options = meta["config"]["filter"]
-    settings = Sampling(1.0, options["top_k"], options["top_p"])
+    settings = Sampling(1.0, options.get("top_k") or None, options.get("top_p") or None)  # 0 is none
     system, params = official_run(_config(meta), meta["config"]["num_classes"], both, weights)
     tokens = jnp.asarray(inputs["in.tokens"], jnp.int32)
     fed = np.arange(system.model.order.sizes[0], system.model.order.length)

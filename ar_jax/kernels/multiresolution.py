@@ -30,6 +30,7 @@ def multiresolution(
     mode: str = "full",
     first_blocks: int = 0,
     diagonal_blocks: int = 0,
+    pairs: tuple[Array, Array] | None = None,
 ) -> Array:
     """o_i = sum_j w_ij v_j / sum_j w_ij with w_ij = exp(q_i . k_j / sqrt(H)) in num_blocks pairs of blocks.
 
@@ -48,6 +49,8 @@ def multiresolution(
       mode: one of MODES.
       first_blocks: pairs with one of the first so many blocks are taken before others.
       diagonal_blocks: so are pairs of blocks that lie at most half so many apart.
+      pairs: another choice than these make: which pairs are exact, row M + column of M blocks, [B, N, any] int32, and which
+        may be approximated, [B, N, M, M] bool.
 
     Returns:
       [B, T, N, H] in v's dtype; zeros where a token reads nothing.
@@ -69,7 +72,7 @@ def multiresolution(
     options: dict[str, Any] = {"num_blocks": num_blocks, "mode": mode}
     options |= {"first_blocks": first_blocks, "diagonal_blocks": diagonal_blocks}
     one: Any = functools.partial(_one_head, **options)
-    out = jax.vmap(jax.vmap(one, (0, 0, 0, None, None)))(q, k, v, there, owner)  # [B, N, M, block_size, H]
+    out = jax.vmap(jax.vmap(one, (0, 0, 0, None, None, 0)))(q, k, v, there, owner, pairs)  # [B, N, M, block_size, H]
     return jnp.moveaxis(out.reshape(batch, heads, -1, v.shape[-1]), 1, 2)[:, :length]
 
 
@@ -79,6 +82,7 @@ def _one_head(
     v: Array,
     there: Array,
     owner: Array,
+    pairs: tuple[Array, Array] | None,
     *,
     num_blocks: int,
     mode: str,
@@ -90,7 +94,10 @@ def _one_head(
     mean_q, mean_k, mean_v = (a.astype(jnp.float32).sum(axis=1) / jnp.maximum(count, 1)[:, None] for a in (q, k, v))
     coarse = mean_q @ mean_k.T * scale  # [M, M]
     smooth, shared = _pairs(there, owner)
-    chosen = _chosen(coarse, smooth, shared, num_blocks, first_blocks, diagonal_blocks)
+    if pairs is None:
+        chosen = _chosen(coarse, smooth, shared, num_blocks, first_blocks, diagonal_blocks)
+    else:
+        chosen, smooth = pairs[0], smooth & pairs[1]
     row, column = jnp.unravel_index(chosen, coarse.shape)
     fine = jnp.einsum("mth,msh->mts", q[row], k[column], preferred_element_type=jnp.float32) * scale
     seen = there[row][:, :, None] & there[column][:, None]
@@ -126,7 +133,9 @@ def _chosen(
 ) -> Array:
     """The pairs of blocks that are read token by token, as indices of the flattened [M, M]."""
     number = jnp.arange(len(coarse))
-    score = coarse - coarse.max(axis=1, keepdims=True)
+    # The largest of each row tie at 0, however a compiler rounds what it computes once more for their maximum.
+    largest = number[None] == coarse.argmax(axis=1)[:, None]
+    score = jnp.where(largest, 0, jnp.minimum(coarse - coarse.max(axis=1, keepdims=True), 0))
     if diagonal_blocks:
         score += PRIOR * (jnp.abs(number[:, None] - number[None]) <= diagonal_blocks // 2)
     if first_blocks:

@@ -308,10 +308,14 @@ class Softmax(nn.Module):
 
     def _turned(self, x: Array, position: Array) -> Array:
         """Queries or keys [B, T, heads, H], the channels and heads of the rotary embedding turned."""
-        heads, channels = self.rope_heads, self.rope_channels
-        part = x[:, :, :heads, :channels]
-        part = rotate(part, position, self.rope_base, self.prefix_rotation == "zero")
-        return part if part.shape == x.shape else x.at[:, :, :heads, :channels].set(part)
+        heads = x.shape[2] if self.rope_heads is None else self.rope_heads
+        channels = self.rope_channels or x.shape[3]
+        part = rotate(x[:, :, :heads, :channels], position, self.rope_base, self.prefix_rotation == "zero")
+        if part.shape == x.shape:
+            return part
+        # Put together: if they are written into x, XLA on CPUs may write over channels that it has still to read.
+        part = jnp.concatenate([part, x[:, :, :heads, channels:]], axis=3)
+        return jnp.concatenate([part, x[:, :, heads:]], axis=2)
 
     def _normed(self, x: Array, kind: str) -> Array:
         """Queries or keys [B, T, heads, H], normalised."""

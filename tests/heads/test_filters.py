@@ -84,6 +84,13 @@ def test_filters_on_four_tokens(setting: dict[str, Any], kept: list[int]) -> Non
     np.testing.assert_array_equal(np.flatnonzero(filtered(logits, Sampling(**setting))[0] > -np.inf), kept)
 
 
+def test_all_tokens_stay_where_rounding_keeps_their_sum_below_top_p() -> None:
+    """No threshold was enough then, and the lowest one was no number, which dropped every token."""
+    logits = 2 * jax.random.normal(jax.random.key(0), (200, 30))
+    kept = filtered(logits, Sampling(top_k=5, top_p=1.0)) > -jnp.inf
+    np.testing.assert_array_equal(kept.sum(axis=-1), 5)
+
+
 def test_a_lone_token_keeps_all_probability_and_removed_ones_are_never_drawn() -> None:
     logits = jnp.asarray([-jnp.inf, -jnp.inf, 3.0, -jnp.inf])
     for setting in ({}, {"top_k": 3}, {"top_p": 1.0}, {"min_p": 0.0}, {"top_k": 3, "top_p": 0.5, "min_p": 0.5}):

@@ -29,6 +29,22 @@ def test_channels_and_heads_that_do_not_turn_do_not_move_with_the_position() -> 
     np.testing.assert_array_equal(moved, expected)
 
 
+def test_a_compiled_step_turns_some_channels_as_an_eager_one_does() -> None:
+    """XLA on CPUs wrote the turned channels over those that it had still to read, for a single token of one example."""
+    mixer = Softmax(embed_dim=16, num_heads=2, rope_channels=4)
+    x, empty = jax.random.normal(jax.random.key(0), (1, 1, 16)), mixer.init_state(1, 8, 1)
+
+    def step(params: Any, x: Any, place: Any, state: Any) -> Any:
+        tokens = Tokens(place[None, None], place[None, None, None], 1)
+        return mixer.apply(params, x, tokens, state)
+
+    place = jnp.int32(7)
+    params = mixer.init(jax.random.key(1), x, Tokens(place[None, None], place[None, None, None], 1))
+    compiled, eager = (run(params, x, place, empty) for run in (jax.jit(step), step))
+    np.testing.assert_allclose(compiled[0], eager[0], atol=1e-5)
+    np.testing.assert_allclose(compiled[1].k, eager[1].k, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -65,8 +65,17 @@ def replay_natten_module(meta: Meta, weights: Arrays, inputs: Arrays) -> Outputs
         dilation=_each_axis(config.get("dilation", 1), x.ndim - 2),
         causal_axes=_each_axis(config.get("is_causal", False), x.ndim - 2),
         grid=x.shape[1:-1],
+        qkv_bias="qkv.bias" in weights,
     )
-    rules = [packed_linear("qkv", ["query", "key", "value"]), linear("proj", "out")]
+    rules = [packed_linear("qkv", ["query", "key", "value"], bias=mixer.qkv_bias), linear("proj", "out")]
+    if config.get("qk_scale"):  # in the queries, beside that of our own
+        width = config["embed_dim"]
+        more = np.float32(config["qk_scale"] * (width // config["num_heads"]) ** 0.5)
+        weights = dict(weights) | {
+            name: np.concatenate([w[:width] * more, w[width:]])
+            for name, w in weights.items()
+            if name.startswith("qkv.")
+        }
     return {"out.y": run(mixer, rules, weights, x, "on_grid")}
 
 

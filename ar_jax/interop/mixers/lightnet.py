@@ -27,10 +27,11 @@ LINEARS = {
 def replay(meta: Meta, weights: Arrays, inputs: Arrays) -> dict[str, Any]:
     """The layer on a whole sequence, piece by piece, and with padding."""
     config, x = meta["config"], jnp.asarray(inputs["in.x"])
+    width, heads, ratio = config["hidden_size"], config.get("num_heads"), config.get("expand_ratio")
     mixer = MIXERS["lightnet"](
-        embed_dim=config["hidden_size"],
-        num_heads=config["num_heads"],
-        expand_ratio=config["expand_ratio"],
+        embed_dim=width,
+        num_heads=heads or width // ratio,
+        expand_ratio=ratio or width // heads,
         gate_dim=config["gate_low_rank_dim"],
     )
     batch, length, _ = x.shape

@@ -79,7 +79,8 @@ def replay(meta: Meta, weights: Arrays, inputs: Arrays) -> Outputs:
         module = make_norm(norm, EPSILON, jnp.float32, jnp.float32)()
         return module.apply({"params": {name.rpartition("/")[2]: w for name, w in own.items()}}, x + mixed)
 
-    outputs = {"out.ema": average, "out.y": layer(out), "out.attn": attention}
+    length = x.shape[1]  # a chunk may be longer
+    outputs = {"out.ema": average, "out.y": layer(out), "out.attn": attention[..., :length, :length]}
     if mixer.causal:  # the published recurrence knows of no truncation
         endless = MIXERS["mega"](**fields | {"truncation": 0})
         outputs["out.y_step"] = layer(one_by_one(endless, variables, x))

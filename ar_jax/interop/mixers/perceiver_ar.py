@@ -292,7 +292,9 @@ def replay_community(meta: Meta, weights: Arrays, inputs: Arrays) -> Outputs:
     """Logits and loss of the tokens behind a prefix, with some of it hidden, too, and a continuation from the state."""
     config = meta["config"]
     heads, head_dim, prefix = config.get("heads", 8), config.get("dim_head", 64), config["cross"]
-    channels = max(32, head_dim // 2)
+    # The official speeds are of that many channels, of which an odd number turns one more.
+    speeds = max(32, head_dim // 2)
+    channels = speeds + speeds % 2
     options = BlockOptions(
         mlp_dim=len(weights["layers.0.1.1.weight"]),
         norm="layer",
@@ -301,6 +303,7 @@ def replay_community(meta: Meta, weights: Arrays, inputs: Arrays) -> Outputs:
         gated=False,
     )
     mixer = {"kind": "softmax", "num_heads": heads, "head_dim": head_dim, "rope_channels": channels}
+    mixer |= {"rope_base": 10000.0 ** (channels / speeds)}
     model = PerceiverAR(
         embed_dim=config["dim"],
         mixers=mixer_pattern(mixer | {"out_bias": True}, embed_dim=config["dim"]),

@@ -11,7 +11,7 @@ import numpy as np
 from ar_jax.interop.kinds import Arrays, Meta
 from ar_jax.interop.mixers.sequences import Outputs
 from ar_jax.interop.mixers.torch_top_k import torch_top_k
-from ar_jax.kernels.multiresolution import multiresolution
+from ar_jax.kernels.multiresolution import CERTAIN, PRIOR, multiresolution
 from ar_jax.kernels.native_sparse import Blocks, block_means, native_sparse
 from ar_jax.kernels.ranked_attention import ranked_attention
 from ar_jax.kernels.sparsek import sparsek
@@ -113,7 +113,8 @@ def replay_multiresolution(meta: Meta, weights: Arrays, inputs: Arrays) -> Outpu
     options = {"block_size": size, "first_blocks": config["first_n"], "diagonal_blocks": config["diag_n"]}
 
     def attend(present: Any, num_blocks: int, mode: str) -> Any:
-        out = multiresolution(q, k, v, present, num_blocks=num_blocks, mode=mode, **options)
+        pairs = _pairs_by_torch(q, k, present, num_blocks, size, config["first_n"], config["diag_n"])
+        out = multiresolution(q, k, v, present, num_blocks=num_blocks, mode=mode, pairs=pairs, **options)
         return jnp.swapaxes(out, 1, 2)
 
     count = config["num_blocks"]
@@ -124,6 +125,32 @@ def replay_multiresolution(meta: Meta, weights: Arrays, inputs: Arrays) -> Outpu
         "out.y_sparse_nomask": attend(None, count, "sparse"),
         "out.y_exact_budget": attend(None, (q.shape[1] // size) ** 2, "full"),
     }
+
+
+def _pairs_by_torch(q: Any, k: Any, present: Any, count: int, size: int, first: int, diagonal: int) -> tuple[Any, Any]:
+    """The exact pairs of blocks in the official order: the largest logits of rows tie, at 0, and PyTorch's order decides.
+
+    As published, those that tie with the last one chosen are not approximated either.
+    """
+    (batch, length, heads, width), blocks = q.shape, q.shape[1] // size
+    there = np.ones((batch, length), np.float32) if present is None else np.asarray(present, np.float32)
+    there = np.broadcast_to(there, (batch, length)).reshape(batch, blocks, size)
+    tokens = there.sum(axis=2)
+
+    def means(x: Any) -> np.ndarray:
+        summed = np.einsum("bmsnh,bms->bnmh", np.asarray(x).reshape(batch, blocks, size, heads, width), there)
+        return summed / np.maximum(tokens, 1)[:, None, :, None]
+
+    coarse = means(q) @ means(k).swapaxes(2, 3) * np.float32(width**-0.5)
+    empty = (tokens[:, :, None] * tokens[:, None] == 0)[:, None]
+    number = np.arange(blocks)
+    near = np.abs(number[:, None] - number[None]) <= diagonal // 2
+    prior = near * (diagonal > 0) + (number < first)[:, None] * 1 + (number < first)[None]
+    score = coarse - np.float32(CERTAIN) * empty - coarse.max(axis=-1, keepdims=True)
+    score = (score + np.float32(PRIOR) * prior).astype(np.float32).reshape(batch, heads, -1)
+    chosen = torch_top_k(score, count)
+    least = np.take_along_axis(score, chosen, axis=-1).min(axis=-1, keepdims=True)
+    return jnp.asarray(chosen, jnp.int32), jnp.asarray((score < least).reshape(coarse.shape))
 
 
 def replay_loki(meta: Meta, weights: Arrays, inputs: Arrays) -> Outputs:
