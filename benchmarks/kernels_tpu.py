@@ -62,6 +62,7 @@ def environment(dump: str | None = None) -> dict[str, str]:
         TPU_SKIP_MDS_QUERY="1",
         ALLOW_MULTIPLE_LIBTPU_LOAD="1",
         JAX_ENABLE_COMPILATION_CACHE="false",
+        XLA_FLAGS="",  # the CPU's: the TPU's compiler refuses what it does not know
     )
     if dump:
         settings["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true"

@@ -43,10 +43,10 @@ def bidirectional_linear_attention(
         if key_mask.shape != k.shape[:2] or key_mask.dtype != jnp.bool_:
             raise ValueError(f"key_mask {key_mask.dtype} {key_mask.shape} should be bool [B, S] = {k.shape[:2]}")
         k = jnp.where(key_mask[..., None, None], k, 0)
-    state = jnp.einsum("bsnh,bsne->bnhe", k, v, preferred_element_type=jnp.float32)
-    out = jnp.einsum("btnh,bnhe->btne", q.astype(jnp.float32), state)
+    q, k = q.astype(jnp.float32), k.astype(jnp.float32)
+    out = jnp.einsum("btnh,bnhe->btne", q, jnp.einsum("bsnh,bsne->bnhe", k, v.astype(jnp.float32)))
     if normalize:
-        weight = jnp.einsum("btnh,bnh->btn", q.astype(jnp.float32), k.astype(jnp.float32).sum(axis=1))
+        weight = jnp.einsum("btnh,bnh->btn", q, k.sum(axis=1))
         out = divided(out, weight[..., None], epsilon)
     return out.astype(v.dtype)
 
