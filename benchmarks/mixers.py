@@ -146,12 +146,8 @@ ROWS: dict[str, Row] = {
     "subsampled": (dict(kind="subsampled", num_heads=HEADS, window=64, spread=1.0), STEP, ()),
     "toeplitz": (dict(kind="toeplitz", num_heads=HEADS), None, ()),
     "vision_retention": (dict(kind="vision_retention", num_heads=HEADS), None, ()),
+    "fixed_point": (dict(kind="fixed_point", num_heads=HEADS), STEP, ()),
 }
-
-
-def causal(mixer: Any) -> bool:
-    """Whether tokens can come one by one."""
-    return bool(mixer.causal)
 
 
 def mixer_of(row: Mapping[str, Any], length: int) -> Any:
@@ -291,6 +287,7 @@ def replayed(names: tuple[str, ...]) -> float | None:
     return max((d.found for d in differences if not d.exact), default=None)
 
 
+@functools.cache
 def cycles(kernel: str | None) -> int | None:
     """Of the kernel's forward form on v5e, 8 heads x 4096 x 128."""
     import kernels_tpu
@@ -302,14 +299,11 @@ def cycles(kernel: str | None) -> int | None:
     return sum(n for name, n in kernels_tpu.cycles_of(case, "v5e").items() if name.startswith(named))
 
 
-cycles = functools.cache(cycles)
-
-
 def measure(name: str, steps: int, seeds: int) -> dict[str, Any]:
     """Everything about one row."""
     row, kernel, names = ROWS[name]
     found = costs(row) | {"replay": replayed(names), "cycles": cycles(kernel), "kernel": kernel}
-    if causal(mixer_of(row, LENGTH)):
+    if mixer_of(row, LENGTH).causal:
         found |= decoding(row) | learning(row, steps, seeds)
     return found
 

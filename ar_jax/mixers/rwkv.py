@@ -131,9 +131,8 @@ class RWKV6(nn.Module):
         r, k, v, log_decay = fed
         if writes is not None:  # a query or padding writes nothing, and time stands still for it
             k, log_decay = (jnp.where(writes[..., None, None], a, 0) for a in (k, log_decay))
-        if (
-            starts is not None
-        ):  # in front of each token one that only forgets: a token reads the memory before its own decay
+        if starts is not None:
+            # In front of each token one that only forgets: a token reads the memory before its own decay.
             forget = jnp.broadcast_to(jnp.where(starts[..., None, None], FORGOTTEN, 0.0), log_decay.shape)
             r, k, v = (_after(jnp.zeros_like(a), a) for a in (r, k, v))
             log_decay = _after(forget, log_decay)
