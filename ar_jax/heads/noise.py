@@ -31,14 +31,15 @@ class Noise(Protocol):
         """-log(-log u), float32: the index of the largest of logits + gumbel is a draw from their softmax."""
 
     def categorical(self, name: str, logits: Array) -> Array:
-        """Draws from softmax(logits [..., V]), [...] int32."""
+        """Draws from softmax(logits [..., V]), [...] int32: by Gumbel noise of that name, unless a source has another way."""
+        return (logits + self.gumbel(name, logits.shape)).argmax(axis=-1).astype(jnp.int32)
 
     def fold_in(self, i: ArrayLike) -> Noise:
         """The noise of step i of a loop, which may be traced."""
 
 
 @struct.dataclass
-class Drawn:
+class Drawn(Noise):
     """Noise from a key.
 
     Attributes:
@@ -59,10 +60,6 @@ class Drawn:
         """See Noise."""
         return jax.random.gumbel(self._key(name), shape)
 
-    def categorical(self, name: str, logits: Array) -> Array:
-        """See Noise: by Gumbel noise of that name."""
-        return (logits + self.gumbel(name, logits.shape)).argmax(axis=-1).astype(jnp.int32)
-
     def fold_in(self, i: ArrayLike) -> Drawn:
         """See Noise."""
         return Drawn(jax.random.fold_in(self.key, i))
@@ -72,7 +69,7 @@ class Drawn:
 
 
 @struct.dataclass
-class Recorded:
+class Recorded(Noise):
     """Noise that another run has drawn, through the same compiled code.
 
     Attributes:
@@ -100,10 +97,6 @@ class Recorded:
         """See Noise and `normal`; both logarithms' arguments are at least 1e-20."""
         exponential = -jnp.log(jnp.maximum(self._read(name, shape), LEAST))
         return -jnp.log(jnp.maximum(exponential, LEAST))
-
-    def categorical(self, name: str, logits: Array) -> Array:
-        """See Noise and `normal`: by Gumbel noise of that name."""
-        return (logits + self.gumbel(name, logits.shape)).argmax(axis=-1).astype(jnp.int32)
 
     def fold_in(self, i: ArrayLike) -> Recorded:
         """See Noise."""

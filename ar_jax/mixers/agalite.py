@@ -15,6 +15,7 @@ from jax import Array
 
 from ar_jax.config import UsageError
 from ar_jax.kernels.dense import Dense
+from ar_jax.mixers.common.heads import head_width
 from ar_jax.mixers.protocol import Tokens, in_time_order, merge_heads, split_heads
 
 CHUNK = 64  # tokens whose states stand side by side
@@ -72,11 +73,7 @@ class AGaLiTe(nn.Module):
     @property
     def width(self) -> int:
         """Of a head."""
-        if self.num_heads < 1 or (self.head_dim is None and self.embed_dim % self.num_heads):
-            raise UsageError(
-                f"num_heads={self.num_heads} does not divide embed_dim={self.embed_dim}; set head_dim or another num_heads."
-            )
-        return self.head_dim or self.embed_dim // self.num_heads
+        return head_width(self.embed_dim, self.num_heads, self.head_dim)
 
     def setup(self) -> None:
         """Projections as matrices, [D, heads H] or [D, heads eta], and back, all with biases."""

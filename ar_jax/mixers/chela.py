@@ -14,8 +14,8 @@ from ar_jax.config import UsageError
 from ar_jax.kernels.dense import Dense
 from ar_jax.kernels.linear_attention import linear_attention
 from ar_jax.mixers.common.long_convolution import finite_convolution
+from ar_jax.mixers.common.memory import fading
 from ar_jax.mixers.common.short_convolution import Ring, empty_ring, short_convolution
-from ar_jax.mixers.linear import FORGOTTEN
 from ar_jax.mixers.protocol import Tokens, in_time_order, merge_heads, split_heads
 
 
@@ -114,9 +114,7 @@ class CHELA(nn.Module):
         q, k, v = (split_heads(part, self.num_heads) for part in parts)
         if writes is not None:  # a query or padding writes nothing
             k = jnp.where(writes[..., None, None], k, 0)
-        log_decay = None
-        if starts is not None:  # what was before fades at once
-            log_decay = jnp.broadcast_to(jnp.where(starts[..., None], FORGOTTEN, 0.0), q.shape[:3])
+        log_decay = fading(None, None, starts, q.shape[:3])
         scale = q.shape[-1] ** -0.5
         return linear_attention(q * scale, k, v, log_decay=log_decay, initial_state=state, chunk_size=self.chunk_size)
 

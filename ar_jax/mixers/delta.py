@@ -9,18 +9,17 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import struct
 from jax import Array
 
 from ar_jax.config import UsageError, choose
 from ar_jax.kernels.delta_attention import delta_attention
 from ar_jax.kernels.dense import Dense
 from ar_jax.mixers.common.head_gate import GATES, gated
-from ar_jax.mixers.common.heads import unit
+from ar_jax.mixers.common.heads import head_width, unit
+from ar_jax.mixers.common.memory import Remembered, fading
 from ar_jax.mixers.common.short_convolution import Ring
 from ar_jax.mixers.common.silu_convolution import SiluConvolution
 from ar_jax.mixers.common.step_size import log_uniform_steps
-from ar_jax.mixers.linear import FORGOTTEN
 from ar_jax.mixers.protocol import Tokens, in_time_order, merge_heads, split_heads
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -31,19 +30,6 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 DECAYS = ("none", "head", "channel")
 NORMS: dict[str, Callable[[Array], Array]] = {"l2": unit, "sum": lambda x: x / x.sum(axis=-1, keepdims=True)}
-
-
-@struct.dataclass
-class DeltaState:
-    """What a delta rule remembers, whatever the length; None for a whole sequence.
-
-    Attributes:
-      recent: the last values that the convolution reaches; None without one.
-      memory: [B, heads of values, H, E] float32.
-    """
-
-    recent: Ring | None
-    memory: Array | None
 
 
 class Delta(nn.Module):
@@ -105,14 +91,8 @@ class Delta(nn.Module):
     @property
     def dims(self) -> tuple[int, int, int, int]:
         """Heads of keys and of values, and their widths."""
-        if self.num_heads < 1 or (self.head_dim is None and self.embed_dim % self.num_heads):
-            raise UsageError(
-                f"num_heads={self.num_heads} does not divide embed_dim={self.embed_dim}; set head_dim or another num_heads."
-            )
-        head_dim, value_heads = (
-            self.head_dim or self.embed_dim // self.num_heads,
-            self.num_value_heads or self.num_heads,
-        )
+        head_dim = head_width(self.embed_dim, self.num_heads, self.head_dim)
+        value_heads = self.num_value_heads or self.num_heads
         if value_heads % self.num_heads:
             raise UsageError(
                 f"config.model.mixer.num_value_heads={value_heads} must be a multiple of num_heads={self.num_heads}."
@@ -173,21 +153,21 @@ class Delta(nn.Module):
         return SiluConvolution(channels, self.width, self.conv_bias, self.dtype, self.param_dtype, activate=False)
 
     @nn.nowrap
-    def init_state(self, batch_size: int, max_len: int, max_step_len: int) -> DeltaState:
+    def init_state(self, batch_size: int, max_len: int, max_step_len: int) -> Remembered:
         """See Mixer: what the convolution reaches, and the memory."""
         _, value_heads, head_dim, value_dim = self.dims
         recent = self._convolution().clone(parent=None).init_state(batch_size) if self.width else None
-        return DeltaState(recent, jnp.zeros((batch_size, value_heads, head_dim, value_dim), jnp.float32))
+        return Remembered(recent, jnp.zeros((batch_size, value_heads, head_dim, value_dim), jnp.float32))
 
-    def __call__(self, x: Array, tokens: Tokens, state: DeltaState | None = None) -> tuple[Array, DeltaState | None]:
+    def __call__(self, x: Array, tokens: Tokens, state: Remembered | None = None) -> tuple[Array, Remembered | None]:
         """See Mixer. Tokens of one step read each other in the order they are fed."""
-        before = DeltaState(None, None) if state is None else state
+        before = Remembered() if state is None else state
         q, k, v, recent = self._queries_keys_values(x, tokens, before.recent)
         fed = (q, k, v, self._betas(x), self._log_decay(x))
         read, memory = in_time_order(self._remember, fed, tokens, before.memory)
         gate = None if self.gate == "none" else self._gate(x)
         out = self.out(merge_heads(gated(self.gate, self.norm(read), gate)))
-        return out, None if state is None else DeltaState(recent, memory)
+        return out, None if state is None else Remembered(recent, memory)
 
     def _queries_keys_values(
         self, x: Array, tokens: Tokens, recent: Ring | None
@@ -236,21 +216,13 @@ class Delta(nn.Module):
     ) -> tuple[Array, Array]:
         """See in_time_order."""
         q, k, v, beta, log_decay = fed
-        if writes is not None:  # a query or padding writes nothing, and time stands still for it
+        if writes is not None:  # a query or padding writes nothing
             beta = jnp.where(writes[..., None, None], beta, 0)
-            log_decay = None if log_decay is None else jnp.where(_like(writes, log_decay), log_decay, 0)
-        if starts is not None:  # what was before fades at once
-            log_decay = jnp.zeros(q.shape[:3]) if log_decay is None else log_decay
-            log_decay = jnp.where(_like(starts, log_decay), FORGOTTEN, log_decay)
+        log_decay = fading(log_decay, writes, starts, q.shape[:3])
         return delta_product(
             q, k, v, beta, log_decay=log_decay, initial_state=memory,
             chunk_size=self.chunk_size, implementation=self.implementation,
         )  # fmt: skip
-
-
-def _like(which: Array, a: Array) -> Array:
-    """[B or 1, T] with axes of size 1 behind, as many as a has."""
-    return which.reshape(*which.shape, *(1,) * (a.ndim - 2))
 
 
 def delta_product(

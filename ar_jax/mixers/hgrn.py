@@ -7,33 +7,18 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
-from flax import struct
 from jax import Array
 
 from ar_jax.config import UsageError
 from ar_jax.kernels.dense import Dense
 from ar_jax.kernels.selective_scan import selective_scan
 from ar_jax.mixers.common.gated_norm import GatedNorm
-from ar_jax.mixers.common.short_convolution import Ring, empty_ring, short_convolution
-from ar_jax.mixers.linear import FORGOTTEN
+from ar_jax.mixers.common.memory import Remembered, fading, with_floor
+from ar_jax.mixers.common.short_convolution import empty_ring, short_convolution
 from ar_jax.mixers.protocol import Tokens, in_time_order
 
 LEAST_DECAY = 1e-15  # nats: a decay by no more is none in float32, and may be divided by
-
-
-@struct.dataclass
-class HGRNState:
-    """What HGRN remembers, whatever the length.
-
-    Attributes:
-      memory: [B, C] float32.
-      recent: the last values that the short filters reach; None without them.
-    """
-
-    memory: Array
-    recent: Ring | None
 
 
 class HGRN(nn.Module):
@@ -81,12 +66,12 @@ class HGRN(nn.Module):
             self.short = self.param("short", start, (self.short_width, 2 * self.channels), self.param_dtype)
 
     @nn.nowrap
-    def init_state(self, batch_size: int, max_len: int, max_step_len: int) -> HGRNState:
+    def init_state(self, batch_size: int, max_len: int, max_step_len: int) -> Remembered:
         """See Mixer."""
         recent = empty_ring(batch_size, self.short_width, 2 * self.channels, self.dtype) if self.short_width else None
-        return HGRNState(jnp.zeros((batch_size, self.channels), jnp.float32), recent)
+        return Remembered(recent, jnp.zeros((batch_size, self.channels), jnp.float32))
 
-    def __call__(self, x: Array, tokens: Tokens, state: HGRNState | None = None) -> tuple[Array, HGRNState | None]:
+    def __call__(self, x: Array, tokens: Tokens, state: Remembered | None = None) -> tuple[Array, Remembered | None]:
         """See Mixer. Tokens of one step read each other in the order they are fed."""
         values, forget = self.value(x), self.forget(x)
         recent = None
@@ -95,23 +80,21 @@ class HGRN(nn.Module):
             pair, recent = short_convolution(pair, self.short, tokens, None if state is None else state.recent)
             values, forget = jnp.split(pair, 2, axis=-1)
         log_forget = jax.nn.log_sigmoid(forget.astype(jnp.float32))
-        if self.decay_floor:
-            log_forget = jnp.logaddexp(np.log(self.decay_floor), np.log1p(-self.decay_floor) + log_forget)
+        log_forget = with_floor(log_forget, self.decay_floor)
         written = -jnp.expm1(log_forget) * nn.silu(values.astype(jnp.float32))
         before = None if state is None else state.memory
         read, memory = in_time_order(self._remember, (written, log_forget), tokens, before)
         out = self.out(self.norm(read, self.gate(x)))
-        return out, None if state is None else HGRNState(memory, recent)
+        return out, None if state is None else Remembered(recent, memory)
 
     def _remember(
         self, fed: tuple[Array, Array], writes: Array | None, starts: Array | None, memory: Array | None
     ) -> tuple[Array, Array]:
         """See in_time_order."""
         written, log_decay = fed
-        if writes is not None:  # a query or padding writes nothing, and time stands still for it
-            written, log_decay = (jnp.where(writes[..., None], a, 0) for a in fed)
-        if starts is not None:  # what was before fades at once
-            log_decay = jnp.where(starts[..., None], FORGOTTEN, log_decay)
+        if writes is not None:  # a query or padding writes nothing
+            written = jnp.where(writes[..., None], written, 0)
+        log_decay = fading(log_decay, writes, starts)
         return gated_sum(written, log_decay, memory, chunk_size=self.chunk_size, implementation=self.implementation)
 
 

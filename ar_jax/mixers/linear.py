@@ -17,6 +17,8 @@ from ar_jax.kernels.dense import Dense
 from ar_jax.kernels.linear_attention import bidirectional_linear_attention, linear_attention
 from ar_jax.mixers.common.feature_maps import FEATURE_MAPS, LOG_NORMAL_FIT, matched_moments, num_features
 from ar_jax.mixers.common.head_gate import GATES, gated
+from ar_jax.mixers.common.heads import head_width
+from ar_jax.mixers.common.memory import fading, with_floor
 from ar_jax.mixers.common.place_order import written_before_read
 from ar_jax.mixers.common.short_convolution import Ring, empty_ring
 from ar_jax.mixers.common.silu_convolution import SiluConvolution
@@ -27,7 +29,6 @@ from ar_jax.mixers.positions import rotate
 from ar_jax.mixers.protocol import NEVER, State, Tokens, in_time_order, merge_heads, split_heads
 
 DECAYS = ("none", "fixed", "slopes", "learned", "channel")
-FORGOTTEN = -100.0  # nats: nothing is left of what decays by so much; more would cost the sums their last digits
 MEASURED = 0.01  # by how much a training step moves measured spreads towards what it measures
 
 
@@ -122,16 +123,12 @@ class Linear(nn.Module):
     @property
     def dims(self) -> tuple[int, int, int, int]:
         """Query heads, key heads, the width of a head's keys and of its values."""
-        if self.num_heads < 1 or (self.head_dim is None and self.embed_dim % self.num_heads):
-            raise UsageError(
-                f"num_heads={self.num_heads} does not divide embed_dim={self.embed_dim}; set head_dim or another num_heads."
-            )
+        head_dim = head_width(self.embed_dim, self.num_heads, self.head_dim)
         shared = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
         if shared < 1 or self.num_heads % shared:
             raise UsageError(
                 f"num_kv_heads={shared} does not divide num_heads={self.num_heads}; use one of its divisors."
             )
-        head_dim = self.head_dim or self.embed_dim // self.num_heads
         return self.num_heads, shared, head_dim, self.value_dim or head_dim
 
     @nn.nowrap
@@ -294,9 +291,7 @@ class Linear(nn.Module):
             return None
         low = self.gate_down(x) if self.decay == "channel" and self.decay_rank else x
         log_decay = jax.nn.log_sigmoid(self.gate(low).astype(jnp.float32))
-        if self.decay_floor:
-            log_decay = jnp.logaddexp(np.log(self.decay_floor), np.log1p(-self.decay_floor) + log_decay)
-        log_decay = log_decay / self.decay_divisor
+        log_decay = with_floor(log_decay, self.decay_floor) / self.decay_divisor
         return split_heads(log_decay, self.dims[1]) if self.decay == "channel" else log_decay
 
     def _attend(
@@ -308,12 +303,9 @@ class Linear(nn.Module):
             log_decay = jnp.asarray(fixed_log_decay(self.decay, self.num_heads, self.depth))
             if writes is not None or starts is not None:
                 log_decay = jnp.broadcast_to(log_decay[None, None], q.shape[:3])
-        if writes is not None:  # a query or padding writes nothing, and time stands still for it
+        if writes is not None:  # a query or padding writes nothing
             k = jnp.where(writes[..., None, None], k, 0)
-            log_decay = None if log_decay is None else jnp.where(_like(writes, log_decay), log_decay, 0)
-        if starts is not None:  # what was before fades at once
-            log_decay = jnp.zeros(q.shape[:3]) if log_decay is None else log_decay
-            log_decay = jnp.where(_like(starts, log_decay), FORGOTTEN, log_decay)
+        log_decay = fading(log_decay, writes, starts, q.shape[:3])
         return linear_attention(
             q,
             k,
@@ -352,11 +344,6 @@ def fixed_log_decay(kind: str, num_heads: int, depth: float = 0.0) -> np.ndarray
     head = np.arange(num_heads)
     nats = np.log1p(-(2.0 ** (-5 - head))) if kind == "fixed" else -8 / num_heads * (1 - depth) * head
     return nats.astype(np.float32)
-
-
-def _like(chosen: Array, log_decay: Array) -> Array:
-    """[B or 1, T] with as many axes as the log decays of tokens."""
-    return chosen.reshape(*chosen.shape, *(1,) * (log_decay.ndim - 2))
 
 
 def _log_std(a: Array, there: Array) -> Array:

@@ -12,6 +12,7 @@ from jax import Array
 from ar_jax.config import UsageError
 from ar_jax.kernels.dense import Dense
 from ar_jax.kernels.step_attention import step_attention
+from ar_jax.mixers.common.heads import head_width
 from ar_jax.mixers.common.line import present
 from ar_jax.mixers.common.place_order import total
 from ar_jax.mixers.protocol import Tokens, merge_heads, split_heads
@@ -51,13 +52,10 @@ class Linformer(nn.Module):
     def dims(self) -> tuple[int, int, int]:
         """Query heads, key heads and the width of a head."""
         shared = self.num_kv_heads or self.num_heads
-        if self.num_heads < 1 or (self.head_dim is None and self.embed_dim % self.num_heads):
-            raise UsageError(
-                f"num_heads={self.num_heads} does not divide embed_dim={self.embed_dim}; set head_dim or another num_heads."
-            )
+        head_dim = head_width(self.embed_dim, self.num_heads, self.head_dim)
         if self.num_heads % shared:
             raise UsageError(f"num_kv_heads={shared} does not divide num_heads={self.num_heads}.")
-        return self.num_heads, shared, self.head_dim or self.embed_dim // self.num_heads
+        return self.num_heads, shared, head_dim
 
     def setup(self) -> None:
         """Projections of channels [D, heads H], and along time [places, K or 1, rank]."""

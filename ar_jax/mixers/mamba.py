@@ -15,8 +15,9 @@ from jax import Array
 from ar_jax.config import UsageError, choose
 from ar_jax.kernels.dense import Dense
 from ar_jax.kernels.selective_scan import selective_scan
+from ar_jax.mixers.common.memory import Remembered
 from ar_jax.mixers.common.silu_convolution import SiluConvolution, between
-from ar_jax.mixers.common.step_size import SelectiveState, log_uniform_steps
+from ar_jax.mixers.common.step_size import log_uniform_steps
 from ar_jax.mixers.protocol import Tokens, in_time_order
 
 FORGOTTEN = 104.0  # nats: nothing is left in float32 of what decays by so much
@@ -98,20 +99,18 @@ class Mamba(nn.Module):
         return SiluConvolution(self.channels, self.width, self.conv_bias, self.dtype, self.param_dtype)
 
     @nn.nowrap
-    def init_state(self, batch_size: int, max_len: int, max_step_len: int) -> SelectiveState:
+    def init_state(self, batch_size: int, max_len: int, max_step_len: int) -> Remembered:
         """See Mixer: what the convolution reaches, and [B, C, S] float32."""
         recent = self._convolution().clone(parent=None).init_state(batch_size)
-        return SelectiveState(recent, jnp.zeros((batch_size, self.channels, self.state_dim), jnp.float32))
+        return Remembered(recent, jnp.zeros((batch_size, self.channels, self.state_dim), jnp.float32))
 
-    def __call__(
-        self, x: Array, tokens: Tokens, state: SelectiveState | None = None
-    ) -> tuple[Array, SelectiveState | None]:
+    def __call__(self, x: Array, tokens: Tokens, state: Remembered | None = None) -> tuple[Array, Remembered | None]:
         """See Mixer. Tokens of one step read each other in the order they are fed."""
-        before = SelectiveState(None, None) if state is None else state
+        before = Remembered() if state is None else state
         values, recent = self.convolution(self.fed(x), tokens, before.recent)
         y, memory = in_time_order(self._scan, values, tokens, before.memory)
         out = self.out(y * nn.silu(self.gate(x)))
-        return out, None if state is None else SelectiveState(recent, memory)
+        return out, None if state is None else Remembered(recent, memory)
 
     def _scan(
         self, values: Array, writes: Array | None, starts: Array | None, memory: Array | None

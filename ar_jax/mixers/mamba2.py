@@ -17,9 +17,9 @@ from ar_jax.kernels.dense import Dense
 from ar_jax.kernels.linear_attention import linear_attention
 from ar_jax.kernels.log_linear import empty_levels, log_linear_attention
 from ar_jax.mixers.common.gated_norm import GatedNorm
+from ar_jax.mixers.common.memory import Remembered, fading
 from ar_jax.mixers.common.silu_convolution import SiluConvolution
-from ar_jax.mixers.common.step_size import SelectiveState, check_span, log_uniform_steps
-from ar_jax.mixers.linear import FORGOTTEN
+from ar_jax.mixers.common.step_size import check_span, log_uniform_steps
 from ar_jax.mixers.protocol import Tokens, in_time_order, merge_heads, split_heads
 
 
@@ -149,22 +149,20 @@ class Mamba2(nn.Module):
         return SiluConvolution(channels, self.width, self.conv_bias, self.dtype, self.param_dtype)
 
     @nn.nowrap
-    def init_state(self, batch_size: int, max_len: int, max_step_len: int) -> SelectiveState:
+    def init_state(self, batch_size: int, max_len: int, max_step_len: int) -> Remembered:
         """See Mixer: what the convolution reaches, and [B, N, S, H] float32, or so much for each level that max_len needs."""
         self._check()
         recent = self._convolution().clone(parent=None).init_state(batch_size)
         if self.num_levels is not None:
             levels = min(max(max_len - 1, 1).bit_length(), self.num_levels - 1)
             tree = empty_levels(batch_size, self.num_heads, levels, self.state_dim, self.head_dim)
-            return SelectiveState(recent, tree)
+            return Remembered(recent, tree)
         size = (batch_size, self.num_heads, self.state_dim, self.head_dim)
-        return SelectiveState(recent, jnp.zeros(size, jnp.float32))
+        return Remembered(recent, jnp.zeros(size, jnp.float32))
 
-    def __call__(
-        self, x: Array, tokens: Tokens, state: SelectiveState | None = None
-    ) -> tuple[Array, SelectiveState | None]:
+    def __call__(self, x: Array, tokens: Tokens, state: Remembered | None = None) -> tuple[Array, Remembered | None]:
         """See Mixer. Tokens of one step read each other in the order they are fed."""
-        before = SelectiveState(None, None) if state is None else state
+        before = Remembered() if state is None else state
         values, recent = self.convolution(self.fed(x), tokens, before.recent)
         step = jax.nn.softplus(self.step(x) + self.step_bias.astype(jnp.float32)[None, None])
         if self.step_limits is not None and tuple(self.step_limits) != (0, math.inf):
@@ -175,7 +173,7 @@ class Mamba2(nn.Module):
         y = self.gated_norm(y, gate) if self.norm else y * nn.silu(gate)
         if self.channels < int(self.expand * self.embed_dim):
             y = jnp.concatenate([nn.silu(self.mlp_gate(x)) * self.mlp(x), y], axis=-1)
-        return self.out(y), None if state is None else SelectiveState(recent, memory)
+        return self.out(y), None if state is None else Remembered(recent, memory)
 
     def _level_scales(self, x: Array) -> Array:
         """[B, T, N, L]."""
@@ -196,8 +194,8 @@ class Mamba2(nn.Module):
         if writes is not None:  # a query or padding writes nothing, and time stands still for it
             step = jnp.where(writes[..., None], step, 0)
         log_decay = -step * jnp.exp(self.log_rate.astype(jnp.float32))[None, None]
-        if starts is not None and not scales:  # what was before fades at once
-            log_decay = jnp.where(starts[..., None], FORGOTTEN, log_decay)
+        if not scales:
+            log_decay = fading(log_decay, None, starts)
         shared = self.num_groups * self.state_dim
         u, b, c = jnp.split(values, [self.channels, self.channels + shared], axis=-1)
         b, c = (jnp.repeat(split_heads(s, self.num_groups), self.num_heads // self.num_groups, axis=2) for s in (b, c))

@@ -9,31 +9,16 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import struct
 from jax import Array
 
 from ar_jax.config import UsageError, choose
 from ar_jax.kernels.dense import Dense
 from ar_jax.kernels.mesa import STARTS, MesaMemory, mesa_attention
 from ar_jax.mixers.common.head_gate import GATES, gated
-from ar_jax.mixers.common.heads import unit
-from ar_jax.mixers.common.short_convolution import Ring
+from ar_jax.mixers.common.heads import head_width, unit
+from ar_jax.mixers.common.memory import Remembered, fading
 from ar_jax.mixers.common.silu_convolution import SiluConvolution
-from ar_jax.mixers.linear import FORGOTTEN
 from ar_jax.mixers.protocol import Tokens, in_time_order, merge_heads, split_heads
-
-
-@struct.dataclass
-class MesaState:
-    """What MesaNet remembers, whatever the length; None for a whole sequence.
-
-    Attributes:
-      recent: the last queries and keys that the convolution reaches.
-      memory: two matrices for each head.
-    """
-
-    recent: Ring | None
-    memory: MesaMemory | None
 
 
 class Mesa(nn.Module):
@@ -76,11 +61,7 @@ class Mesa(nn.Module):
     @property
     def dims(self) -> tuple[int, int]:
         """Heads and the width of a head."""
-        if self.num_heads < 1 or (self.head_dim is None and self.embed_dim % self.num_heads):
-            raise UsageError(
-                f"num_heads={self.num_heads} does not divide embed_dim={self.embed_dim}; set head_dim or another num_heads."
-            )
-        return self.num_heads, self.head_dim or self.embed_dim // self.num_heads
+        return self.num_heads, head_width(self.embed_dim, self.num_heads, self.head_dim)
 
     def setup(self) -> None:
         """Projections, the convolution over queries and keys, the ridge [N, H], and the norm."""
@@ -117,15 +98,15 @@ class Mesa(nn.Module):
         return SiluConvolution(2 * heads * head_dim, self.width, self.conv_bias, self.dtype, self.param_dtype)
 
     @nn.nowrap
-    def init_state(self, batch_size: int, max_len: int, max_step_len: int) -> MesaState:
+    def init_state(self, batch_size: int, max_len: int, max_step_len: int) -> Remembered:
         """See Mixer: what the convolution reaches, and the memory."""
         heads, head_dim = self.dims
         matrix = jnp.zeros((batch_size, heads, head_dim, head_dim), jnp.float32)
-        return MesaState(self._convolution().clone(parent=None).init_state(batch_size), MesaMemory(matrix, matrix))
+        return Remembered(self._convolution().clone(parent=None).init_state(batch_size), MesaMemory(matrix, matrix))
 
-    def __call__(self, x: Array, tokens: Tokens, state: MesaState | None = None) -> tuple[Array, MesaState | None]:
+    def __call__(self, x: Array, tokens: Tokens, state: Remembered | None = None) -> tuple[Array, Remembered | None]:
         """See Mixer. Tokens of one step read each other in the order they are fed."""
-        before = MesaState(None, None) if state is None else state
+        before = Remembered() if state is None else state
         joined, recent = self.convolution(jnp.concatenate([self.query(x), self.key(x)], axis=-1), tokens, before.recent)
         q, k = (unit(split_heads(a, self.num_heads)).astype(self.dtype) for a in jnp.split(joined, 2, axis=-1))
         fed = (
@@ -138,17 +119,16 @@ class Mesa(nn.Module):
         read, memory = in_time_order(self._remember, fed, tokens, before.memory)
         gate = None if self.gate == "none" else split_heads(self.opening(x), self.num_heads)
         out = self.out(merge_heads(gated(self.gate, self.norm(read), gate)))
-        return out, None if state is None else MesaState(recent, memory)
+        return out, None if state is None else Remembered(recent, memory)
 
     def _remember(
         self, fed: tuple[Array, ...], writes: Array | None, starts: Array | None, memory: MesaMemory | None
     ) -> tuple[Array, MesaMemory]:
         """See in_time_order."""
         q, k, v, beta, log_decay = fed
-        if writes is not None:  # a query or padding writes nothing, and time stands still for it
-            beta, log_decay = (jnp.where(writes[..., None], a, 0) for a in (beta, log_decay))
-        if starts is not None:  # what was before fades at once
-            log_decay = jnp.where(starts[..., None], FORGOTTEN, log_decay)
+        if writes is not None:  # a query or padding writes nothing
+            beta = jnp.where(writes[..., None], beta, 0)
+        log_decay = fading(log_decay, writes, starts)
         return mesa_attention(
             q, k, v, beta, jax.nn.softplus(self.ridge.astype(jnp.float32)) + self.ridge_floor,
             log_decay=log_decay, initial_state=memory, num_iterations=self.num_iterations, start=self.start,

@@ -16,6 +16,7 @@ from ar_jax.config import UsageError
 from ar_jax.kernels import neighborhood as kernel
 from ar_jax.kernels.dense import Dense
 from ar_jax.kernels.step_attention import step_attention
+from ar_jax.mixers.common.heads import head_width
 from ar_jax.mixers.common.places import Places, empty_places, read
 from ar_jax.mixers.protocol import NEVER, Tokens, merge_heads, split_heads
 
@@ -59,11 +60,7 @@ class Neighborhood(nn.Module):
     @property
     def dims(self) -> tuple[int, int]:
         """Heads and the width of a head."""
-        if self.num_heads < 1 or (self.head_dim is None and self.embed_dim % self.num_heads):
-            raise UsageError(
-                f"num_heads={self.num_heads} does not divide embed_dim={self.embed_dim}; set head_dim or another num_heads."
-            )
-        return self.num_heads, self.head_dim or self.embed_dim // self.num_heads
+        return self.num_heads, head_width(self.embed_dim, self.num_heads, self.head_dim)
 
     @property
     def windows(self) -> kernel.Neighborhood:

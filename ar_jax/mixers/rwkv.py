@@ -15,33 +15,29 @@ from ar_jax.config import UsageError
 from ar_jax.kernels.delta_attention import dplr_attention
 from ar_jax.kernels.dense import Dense
 from ar_jax.kernels.linear_attention import linear_attention
-from ar_jax.mixers.common.heads import HeadNorm, unit
+from ar_jax.mixers.common.heads import HeadNorm, head_width, unit
+from ar_jax.mixers.common.memory import FORGOTTEN, Remembered, fading
 from ar_jax.mixers.common.short_convolution import empty_ring
 from ar_jax.mixers.common.silu_convolution import between
 from ar_jax.mixers.common.token_shift import (
     LowRank,
-    ShiftState,
     ramp,
     shift_share,
     starting_at,
     to_the_one_before,
 )
-from ar_jax.mixers.linear import FORGOTTEN
 from ar_jax.mixers.protocol import Tokens, in_time_order, merge_heads, split_heads
 
 
 def _dims(mixer: Any) -> tuple[int, int, int]:
     """Heads, and the widths of keys and of values."""
-    heads, dim = mixer.num_heads, mixer.embed_dim
-    if heads < 1 or (mixer.head_dim is None and dim % heads):
-        raise UsageError(f"num_heads={heads} does not divide embed_dim={dim}; set head_dim or another num_heads.")
-    head_dim = mixer.head_dim or dim // heads
-    return heads, head_dim, mixer.value_head_dim or head_dim
+    head_dim = head_width(mixer.embed_dim, mixer.num_heads, mixer.head_dim)
+    return mixer.num_heads, head_dim, mixer.value_head_dim or head_dim
 
 
-def _init_state(mixer: Any, batch_size: int) -> ShiftState:
+def _init_state(mixer: Any, batch_size: int) -> Remembered:
     recent = empty_ring(batch_size, 2, mixer.embed_dim, mixer.dtype)
-    return ShiftState(recent, jnp.zeros((batch_size, *_dims(mixer)), jnp.float32))
+    return Remembered(recent, jnp.zeros((batch_size, *_dims(mixer)), jnp.float32))
 
 
 class RWKV6(nn.Module):
@@ -98,14 +94,14 @@ class RWKV6(nn.Module):
         self.out = plain(dim)
 
     @nn.nowrap
-    def init_state(self, batch_size: int, max_len: int, max_step_len: int) -> ShiftState:
+    def init_state(self, batch_size: int, max_len: int, max_step_len: int) -> Remembered:
         """See Mixer: the last token, and the memory."""
         return _init_state(self, batch_size)
 
-    def __call__(self, x: Array, tokens: Tokens, state: ShiftState | None = None) -> tuple[Array, ShiftState | None]:
+    def __call__(self, x: Array, tokens: Tokens, state: Remembered | None = None) -> tuple[Array, Remembered | None]:
         """See Mixer. Tokens of one step read each other in the order they are fed."""
         x = x.astype(self.dtype)
-        before = ShiftState(None, None) if state is None else state
+        before = Remembered() if state is None else state
         back, recent = to_the_one_before(x, tokens, before.recent)
         r, w, k, v, g = self._mixtures(x, back)
         log_decay = -jnp.exp(self.decay(w))
@@ -114,7 +110,7 @@ class RWKV6(nn.Module):
             self._remember, tuple(split_heads(a, self.num_heads) for a in projected), tokens, before.memory
         )
         out = self.out(merge_heads(self.norm(read)) * nn.silu(self.gate(g)))
-        return out, None if state is None else ShiftState(recent, memory)
+        return out, None if state is None else Remembered(recent, memory)
 
     def _mixtures(self, x: Array, back: Array) -> tuple[Array, ...]:
         """x^i [B, T, D], for r, w, k, v and g."""
@@ -129,8 +125,9 @@ class RWKV6(nn.Module):
     ) -> tuple[Array, Array]:
         """See in_time_order."""
         r, k, v, log_decay = fed
-        if writes is not None:  # a query or padding writes nothing, and time stands still for it
-            k, log_decay = (jnp.where(writes[..., None, None], a, 0) for a in (k, log_decay))
+        if writes is not None:  # a query or padding writes nothing
+            k = jnp.where(writes[..., None, None], k, 0)
+        log_decay = fading(log_decay, writes, None)
         if starts is not None:
             # In front of each token one that only forgets: a token reads the memory before its own decay.
             forget = jnp.broadcast_to(jnp.where(starts[..., None, None], FORGOTTEN, 0.0), log_decay.shape)
@@ -223,18 +220,18 @@ class RWKV7(nn.Module):
         return rank or max(32, round(slope * math.sqrt(self.embed_dim) * factor / 32) * 32)
 
     @nn.nowrap
-    def init_state(self, batch_size: int, max_len: int, max_step_len: int) -> ShiftState:
+    def init_state(self, batch_size: int, max_len: int, max_step_len: int) -> Remembered:
         """See Mixer: the last token, and the memory."""
         return _init_state(self, batch_size)
 
-    def __call__(self, x: Array, tokens: Tokens, state: ShiftState | None = None) -> tuple[Array, ShiftState | None]:
+    def __call__(self, x: Array, tokens: Tokens, state: Remembered | None = None) -> tuple[Array, Remembered | None]:
         """See Mixer. Tokens of one step read each other in the order they are fed; a query reads itself, by rho."""
         out, _, state = self.read(x, tokens, state)
         return out, state
 
     def read(
-        self, x: Array, tokens: Tokens, state: ShiftState | None = None, first_values: Array | None = None
-    ) -> tuple[Array, Array, ShiftState | None]:
+        self, x: Array, tokens: Tokens, state: Remembered | None = None, first_values: Array | None = None
+    ) -> tuple[Array, Array, Remembered | None]:
         """As a layer among others.
 
         Args:
@@ -255,7 +252,7 @@ class RWKV7(nn.Module):
                 "values from layer to layer: leave value_residual out there, or call the mixer's `read`."
             )
         x = x.astype(self.dtype)
-        before = ShiftState(None, None) if state is None else state
+        before = Remembered() if state is None else state
         back, recent = to_the_one_before(x, tokens, before.recent)
         x_r, x_w, x_k, x_v, x_a, x_g = (x + back * share[None, None] for share in self.shares.astype(x.dtype))
         values = own = self.value(x_v)
@@ -272,18 +269,18 @@ class RWKV7(nn.Module):
         remembered, memory = in_time_order(self._remember, fed, tokens, before.memory)
         bonus = (r.astype(jnp.float32) * k.astype(jnp.float32) * rho).sum(axis=-1, keepdims=True).astype(self.dtype)
         out = self.out(merge_heads(self.norm(remembered) + bonus * v) * self.gate(x_g))
-        return out, own, None if state is None else ShiftState(recent, memory)
+        return out, own, None if state is None else Remembered(recent, memory)
 
     def _remember(
         self, fed: tuple[Array, ...], writes: Array | None, starts: Array | None, memory: Array | None
     ) -> tuple[Array, Array]:
         """See in_time_order."""
         r, k, v, a, b, log_decay = fed
-        if writes is not None:  # a query or padding writes and removes nothing, and time stands still for it
-            k, a, log_decay = (jnp.where(writes[..., None, None], s, 0) for s in (k, a, log_decay))
-        if starts is not None:  # what was before fades at once, and there is nothing to remove
+        if writes is not None:  # a query or padding writes and removes nothing
+            k, a = (jnp.where(writes[..., None, None], s, 0) for s in (k, a))
+        if starts is not None:  # there is nothing to remove
             a = jnp.where(starts[..., None, None], 0, a)
-            log_decay = jnp.where(starts[..., None, None], FORGOTTEN, log_decay)
+        log_decay = fading(log_decay, writes, starts)
         return dplr_attention(
             r, k, v, a, b, log_decay=log_decay, initial_state=memory,
             chunk_size=self.chunk_size, implementation=self.implementation,

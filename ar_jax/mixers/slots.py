@@ -17,9 +17,10 @@ from ar_jax.kernels.slot_attention import Slots, empty_slots, slot_attention
 from ar_jax.kernels.softmax_memory import NOTHING, running_weights
 from ar_jax.mixers.common.feature_maps import FEATURE_MAPS, num_features
 from ar_jax.mixers.common.head_gate import GATES, gated
+from ar_jax.mixers.common.heads import head_width
+from ar_jax.mixers.common.memory import fading
 from ar_jax.mixers.common.short_convolution import Ring
 from ar_jax.mixers.common.silu_convolution import SiluConvolution
-from ar_jax.mixers.linear import FORGOTTEN
 from ar_jax.mixers.positions import rotate
 from ar_jax.mixers.protocol import Tokens, in_time_order, merge_heads, split_heads
 
@@ -92,16 +93,12 @@ class SlotAttention(nn.Module):
     @property
     def dims(self) -> tuple[int, int, int, int, int]:
         """Query heads, key heads, the width of a head's keys and of its values, and slots."""
-        if self.num_heads < 1 or (self.head_dim is None and self.embed_dim % self.num_heads):
-            raise UsageError(
-                f"num_heads={self.num_heads} does not divide embed_dim={self.embed_dim}; set head_dim or another num_heads."
-            )
+        head_dim = head_width(self.embed_dim, self.num_heads, self.head_dim)
         shared = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
         if shared < 1 or self.num_heads % shared:
             raise UsageError(
                 f"num_kv_heads={shared} does not divide num_heads={self.num_heads}; use one of its divisors."
             )
-        head_dim = self.head_dim or self.embed_dim // self.num_heads
         return self.num_heads, shared, head_dim, self.value_dim or head_dim, self.num_slots or head_dim
 
     def setup(self) -> None:
@@ -176,11 +173,9 @@ class SlotAttention(nn.Module):
             write, log_decay, total = running_weights(logits, starts, total)
         else:
             log_decay = jax.nn.log_sigmoid(logits) / self.decay_divisor
-            if writes is not None:  # a query or padding writes nothing, and time stands still for it
-                log_decay = jnp.where(writes[..., None, None], log_decay, 0)
-            write = -jnp.expm1(log_decay)
-            if starts is not None:  # what was before fades at once
-                log_decay = jnp.where(starts[..., None, None], FORGOTTEN, log_decay)
+            log_decay = fading(log_decay, writes, None)
+            write = -jnp.expm1(log_decay)  # nothing, by a query or padding
+            log_decay = fading(log_decay, None, starts)
         options: dict[str, Any] = {"chunk_size": self.chunk_size, "implementation": self.implementation}
         out, slots = slot_attention(q, k, v, write, log_decay, slots=slots, **options)
         return out, (slots, total)

@@ -14,6 +14,7 @@ from ar_jax.config import UsageError, choose
 from ar_jax.kernels.dense import Dense
 from ar_jax.kernels.ttt import RESIDUALS, FastWeights, Inner, empty_weights, ttt_linear
 from ar_jax.mixers.common.block_gate import angles, turned_halves
+from ar_jax.mixers.common.heads import head_width
 from ar_jax.mixers.protocol import Tokens, in_time_order, merge_heads, split_heads
 
 
@@ -54,11 +55,7 @@ class TTT(nn.Module):
     @property
     def dims(self) -> tuple[int, int]:
         """Heads and the width of a head."""
-        if self.num_heads < 1 or (self.head_dim is None and self.embed_dim % self.num_heads):
-            raise UsageError(
-                f"num_heads={self.num_heads} does not divide embed_dim={self.embed_dim}; set head_dim or another num_heads."
-            )
-        head_dim = self.head_dim or self.embed_dim // self.num_heads
+        head_dim = head_width(self.embed_dim, self.num_heads, self.head_dim)
         if self.rope_base and head_dim % 2:
             raise UsageError(
                 f"config.model.mixer.head_dim={head_dim} must be even to be turned; set rope_base=0.0, or another."

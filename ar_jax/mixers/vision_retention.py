@@ -16,7 +16,8 @@ from ar_jax.config import UsageError
 from ar_jax.kernels.dense import Dense
 from ar_jax.kernels.grid_retention import Columns, empty_columns, grid_retention
 from ar_jax.kernels.linear_attention import linear_attention
-from ar_jax.mixers.linear import FORGOTTEN, fixed_log_decay
+from ar_jax.mixers.common.memory import FORGOTTEN
+from ar_jax.mixers.linear import fixed_log_decay
 from ar_jax.mixers.norms import make_norm
 from ar_jax.mixers.protocol import Tokens, in_time_order, merge_heads, split_heads
 

@@ -133,6 +133,12 @@ class Autoregressive:
         answers = self.generator.apply(variables, content, context, chunk, state, dropout_key is None, rngs=rngs)
         return cast(Any, answers)
 
+    def finished(self, values: Array) -> Array:
+        """Values [B, L, ...] as the tokenizer has them: of a blank that was drawn, its last token; see `Embedding.blank_token`."""
+        if not self.generator.vocab_size or not self.generator.embedding.blank_token:
+            return values
+        return jnp.minimum(values, self.generator.vocab_size - 2)
+
     def _content(self, params: Params, values: Array, context: Context, chunk: Chunk) -> Array:
         """[B, T, ...], or [B, T, K, ...] of members, what is fed; anything where the source is no rank."""
         if chunk.members is not None:

@@ -117,9 +117,7 @@ def generate(
             slots = jnp.take_along_axis(slots, surest_first, axis=1)
         return values, slots, state
 
-    values = walk(feed, body, (values, context.slots, state))[0]
-    spare = model.generator.vocab_size and model.generator.embedding.blank_token
-    return jnp.minimum(values, model.generator.vocab_size - 2) if spare else values
+    return model.finished(walk(feed, body, (values, context.slots, state))[0])
 
 
 def both_branches(context: Context) -> Context:

@@ -15,7 +15,7 @@ from ar_jax.interop.rules import Layout, Rule, linear, norm, packed_linear, same
 from ar_jax.kernels.linear_attention import linear_attention
 from ar_jax.kernels.selective_scan import selective_scan
 from ar_jax.mixers import MIXERS
-from ar_jax.mixers.common.step_size import SelectiveState
+from ar_jax.mixers.common.memory import Remembered
 from ar_jax.mixers.mamba2 import Mamba2
 
 # [channels, 1, width], the latest token's tap last <-> [width, channels], the latest token's first
@@ -81,7 +81,7 @@ def _states(mixer: Any, variables: Any, x: Array) -> tuple[Array, Array]:
     fed = mixer.apply(variables, x, method=lambda m, x: m.fed(x))
     recent = jnp.pad(fed, ((0, 0), (max(mixer.width - fed.shape[1], 0), 0), (0, 0)))[:, -mixer.width :]
 
-    def read(variables: Any, x: Array) -> SelectiveState:
+    def read(variables: Any, x: Array) -> Remembered:
         return mixer.apply(variables, x, tokens_of(x.shape[1]), mixer.init_state(len(x), 0, 1))[1]
 
     memory = jax.jit(read)(variables, x).memory

@@ -7,6 +7,21 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from ar_jax.config import UsageError
+
+
+def head_width(embed_dim: int, num_heads: int, head_dim: int | None) -> int:
+    """head_dim, or what dividing embed_dim among the heads gives.
+
+    Raises:
+      UsageError: there are no heads, or they do not divide it.
+    """
+    if num_heads < 1 or (head_dim is None and embed_dim % num_heads):
+        raise UsageError(
+            f"num_heads={num_heads} does not divide embed_dim={embed_dim}; set head_dim or another num_heads."
+        )
+    return head_dim or embed_dim // num_heads
+
 
 def unit(x: Array, epsilon: float = 1e-6) -> Array:
     """x [..., H] over its length, in float32; epsilon is added to the length's square."""

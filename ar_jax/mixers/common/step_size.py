@@ -1,4 +1,4 @@
-"""The step sizes of selective state spaces: how they start, and the state that such mixers have."""
+"""The step sizes of selective state spaces: how they start."""
 
 from __future__ import annotations
 
@@ -8,24 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax import Array
 
 from ar_jax.config import UsageError
-from ar_jax.mixers.common.short_convolution import Ring
-
-
-@struct.dataclass
-class SelectiveState:
-    """What a selective state space remembers, whatever the length; None for a whole sequence.
-
-    Attributes:
-      recent: the last values that the convolution reaches.
-      memory: float32, of the state space; a tree of several where it has levels.
-    """
-
-    recent: Ring | None
-    memory: Any
 
 
 def log_uniform_steps(span: Sequence[float], floor: float) -> Any:

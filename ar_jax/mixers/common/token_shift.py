@@ -8,7 +8,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from flax import struct
 from jax import Array
 
 from ar_jax.kernels.dense import Dense
@@ -20,19 +19,6 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "tanh": jnp.tanh,
     "sigmoid": nn.sigmoid,
 }
-
-
-@struct.dataclass
-class ShiftState:
-    """What RWKV remembers, whatever the length; None for a whole sequence.
-
-    Attributes:
-      recent: the last token.
-      memory: [B, N, H, E] float32.
-    """
-
-    recent: Ring | None
-    memory: Array | None
 
 
 def to_the_one_before(x: Array, tokens: Tokens, before: Ring | None) -> tuple[Array, Ring | None]:
