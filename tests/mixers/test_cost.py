@@ -76,6 +76,7 @@ LINEAR += ("slots",)
 MEMORIES = ("delta", "delta, per channel", "rwkv6", "rwkv7", "mesa", "ttt")
 LINEAR += ("agalite",)
 LINEAR_BOTH_WAYS = ("hrrformer", "linformer", "linear, both ways")
+STARTS = {"vision_retention": 2048}  # what its lines share is small from there on
 N_LOG_N = ("chela", "gss", "mega")  # convolutions over the whole past, by Fourier transforms
 
 
@@ -146,7 +147,7 @@ def test_temporary_memory_grows_with_the_length(name: str) -> None:
         lowered = jax.jit(functools.partial(mix, name)).lower(params_of(name), sequence(length))
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
-    assert slope(functools.cache(temporary_bytes), 512) == pytest.approx(1, abs=0.2)
+    assert slope(functools.cache(temporary_bytes), STARTS.get(name, 512)) == pytest.approx(1, abs=0.15)
 
 
 @pytest.mark.parametrize("name", ["delta", "rwkv7", "mesa"])
