@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ar_jax import mixers
 from ar_jax.data.protocol import Facts
@@ -204,13 +205,16 @@ ORDERS: dict[str, dict[str, Any]] = {
     "locality": dict(kind="locality", num_steps=3),
     "next_scale": dict(kind="next_scale"),
 }
-FEEDS = ("shift", "query", "resize", "mask", "neighbors")
+FEEDS = ("shift", "query", "resize", "mask", "neighbors", "merge")
 BACKBONES: dict[str, dict[str, Any]] = {
     "decoder": dict(kind="decoder"),
     "decoder, told the step": dict(
         kind="decoder", adaln="block", rank_modulation=True, prefix_positions=True, norm="layer", last_norm="plain"
     ),
     "decoder, two outputs": dict(kind="decoder", branch_layers=(1,)),
+    "decoder, drawing between layers": dict(
+        kind="decoder", branch_layers=(1, 1), reads_answers=True, merge="sum", num_layers=1
+    ),
     "decoder, post-norm": dict(kind="decoder", norm="layer", norm_first=False, embed_norm=True, common=True),
     "decoder, MLP in every other layer": dict(kind="decoder", mlps="last", adaln="block"),
     "decoder, no MLPs, grouped adaLN": dict(
@@ -275,19 +279,18 @@ def tiny(
 @functools.cache
 def tiny_params(system: System) -> Any:
     """Parameters that are all away from zero, so that every path carries a signal."""
-    shapes = jax.eval_shape(system.init, jax.random.key(0))
-    leaves, tree = jax.tree.flatten(shapes)
+    return away_from_zero(jax.eval_shape(system.init, jax.random.key(0)))
 
-    @jax.jit
-    def draw(key: jax.Array) -> list[jax.Array]:
-        keys = jax.random.split(key, len(leaves))
-        fans = [leaf.shape[-2] if len(leaf.shape) > 1 else 1 for leaf in leaves]
-        return [
-            jax.random.normal(k, leaf.shape, leaf.dtype) * fan**-0.5
-            for k, leaf, fan in zip(keys, leaves, fans, strict=True)
-        ]
 
-    return jax.tree.unflatten(tree, draw(jax.random.key(1)))
+def away_from_zero(shapes: Any, seed: int = 1) -> Any:
+    """Arrays of these shapes, normal with the variance that a product by them keeps; drawn without a compiler."""
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf: Any) -> jax.Array:
+        fan = leaf.shape[-2] if len(leaf.shape) > 1 else 1
+        return jnp.asarray(rng.standard_normal(leaf.shape, np.float32) * fan**-0.5, leaf.dtype)
+
+    return jax.tree.map(draw, shapes)
 
 
 def tokens(system: System, batch_size: int, seed: int = 0) -> jax.Array:

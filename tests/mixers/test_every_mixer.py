@@ -37,13 +37,7 @@ def tokens_of(length: int, **changes: Any) -> Tokens:
 def variables_of(name: str) -> Any:
     """Parameters that are all away from zero."""
     mixer, x = mixer_of(name), jnp.zeros((1, LENGTH, DIM))
-    shapes = jax.eval_shape(lambda: mixer.init(jax.random.key(0), x, tokens_of(LENGTH)))
-    leaves, tree = jax.tree.flatten(shapes)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    scale = [leaf.shape[-2] ** -0.5 if leaf.ndim > 1 else 1.0 for leaf in leaves]
-    return jax.tree.unflatten(
-        tree, [s * jax.random.normal(k, a.shape, a.dtype) for s, k, a in zip(scale, keys, leaves, strict=True)]
-    )
+    return cases.away_from_zero(jax.eval_shape(lambda: mixer.init(jax.random.key(0), x, tokens_of(LENGTH))))
 
 
 def mix(mixer: Mixer, variables: Any, x: jax.Array, tokens: Tokens) -> jax.Array:
@@ -51,7 +45,7 @@ def mix(mixer: Mixer, variables: Any, x: jax.Array, tokens: Tokens) -> jax.Array
 
 
 def inputs(length: int = LENGTH, seed: int = 2) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), (BATCH, length, DIM))
+    return jnp.asarray(np.random.default_rng(seed).standard_normal((BATCH, length, DIM), np.float32))
 
 
 @every_mixer
