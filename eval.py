@@ -1,6 +1,9 @@
 """Evaluates a run: python eval.py --workdir=DIR [--config.sampling.temperature=0.9 ...].
 
 Everything is rebuilt from what train.py left in DIR. The last line of standard output is the metrics as JSON.
+
+--config.eval.samples.num_samples=10000 draws so many samples of an image generator and compares them with real images: FID,
+spatial FID, Inception score, precision, recall, density, coverage, nearest training images. See docs/evaluation.md.
 """
 
 import json

@@ -10,6 +10,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from ar_jax.config import UsageError, get_config
+from ar_jax.training import hosts
 from ar_jax.training.loop import TrainingStopped
 
 EXIT_USAGE = 2
@@ -48,11 +49,15 @@ def parse(arguments: Sequence[str], read_config: ReadConfig | None = None) -> tu
     """
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "the directory of the run", flag_values=values, required=True)
+    flags.DEFINE_string("coordinator", "", "HOST:PORT of the first of several processes", flag_values=values)
+    flags.DEFINE_integer("processes", 0, "how many there are", flag_values=values)
+    flags.DEFINE_integer("process", -1, "which of them this one is, from 0", flag_values=values)
     if read_config is None:
         flags.DEFINE_string("config", None, "FILE.py[:variant]", flag_values=values, required=True)
     left = values([a for a in arguments if not _OVERRIDE.match(a)])[1:]
     if left:
         raise UsageError(f"{left[0]!r} is not a flag; write --config.section.key=value.")
+    hosts.join(values.coordinator, values.processes, values.process)
     config = get_config(values.config) if read_config is None else read_config(values.workdir)
     return override(config, [a for a in arguments if _OVERRIDE.match(a)]), values.workdir
 

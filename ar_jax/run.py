@@ -18,6 +18,7 @@ from ar_jax import training
 from ar_jax.config import UsageError, build
 from ar_jax.data import DATASETS, pipeline
 from ar_jax.data.protocol import Dataset, Facts
+from ar_jax.data.tfds import tfds_facts
 from ar_jax.evaluation import reconstruction, report
 from ar_jax.models.from_softmax import becomes, from_softmax
 from ar_jax.orders.protocol import within
@@ -183,6 +184,14 @@ def load_data(config: Mapping[str, Any]) -> Dataset:
     return build(DATASETS, {k: v for k, v in dict(config["data"]).items() if k != "flip"}, "data")
 
 
+def load_facts(config: Mapping[str, Any]) -> Facts:
+    """What the data set that `config.data` names is; of tensorflow_datasets, whether or not it is prepared here."""
+    data = dict(config["data"])
+    if data.get("kind") != "tfds":
+        return load_data(config)
+    return build({"tfds": tfds_facts}, {k: v for k, v in data.items() if k != "flip"}, "data")
+
+
 def build_run(config: Mapping[str, Any], facts: Facts | None = None) -> Run | TokenizerRun:
     """A run with fresh parameters.
 
@@ -191,13 +200,14 @@ def build_run(config: Mapping[str, Any], facts: Facts | None = None) -> Run | To
       facts: what the data is; None loads the data to see.
     """
     config = with_tokenizer(config)
-    system = _system(config, facts or load_data(config))
+    system = system_of(config, facts or load_data(config))
     params = jax.jit(system.init)(jax.random.key(config["seed"]))
     start = _trained_before(config)
     return _run(system, params if start is None else start(params), config)
 
 
-def _system(config: Mapping[str, Any], facts: Facts) -> System | TokenizerSystem:
+def system_of(config: Mapping[str, Any], facts: Facts) -> System | TokenizerSystem:
+    """What a config trains: a generator, or a tokenizer."""
     return tokenizer_from_config(config, facts) if trains_tokenizer(config) else from_config(config, facts)
 
 
@@ -230,7 +240,7 @@ def train(config: Mapping[str, Any], workdir: str | Path | None = None) -> Run |
             return train(config, folder)
     config = with_tokenizer(config)
     data = load_data(config)
-    system = _system(config, data)
+    system = system_of(config, data)
     report.check_eval(config)
     _check_facts(Path(workdir), data)
     iterator = pipeline.train_iterator(
@@ -307,7 +317,7 @@ def load(workdir: str | Path, config: Mapping[str, Any] | None = None) -> Run | 
     config = read_config(workdir) if config is None else config
     check_sections(config, NEEDED)
     report.check_eval(config)
-    system = _system(config, read_facts(workdir))
+    system = system_of(config, read_facts(workdir))
     state = training.load(system, config, workdir)
     return _run(system, state.averaged_params, config, int(state.step))
 
@@ -342,12 +352,37 @@ def _essence(facts: Facts) -> tuple[Any, ...]:
     return facts.modality, tuple(facts.shape), facts.levels, len(facts.label_names)
 
 
-def evaluate(run: Run | TokenizerRun, workdir: str | Path) -> dict[str, float]:
+def evaluate(run: Run | TokenizerRun, workdir: str | Path) -> dict[str, Any]:
     """Metrics of the held-out data, and of sampling, written with pictures to `workdir`/eval.
 
     See `report.evaluate`, and `reconstruction.evaluate` for tokenizers.
     """
     data = load_data(run.config)
     _check_facts(Path(workdir), data)
-    module = reconstruction if isinstance(run, TokenizerRun) else report
-    return module.evaluate(run, data, workdir)
+    if isinstance(run, TokenizerRun):
+        return reconstruction.evaluate(run, data, workdir)
+    return report.evaluate(run, data, workdir, on_other_data(run))
+
+
+def on_other_data(run: Run) -> tuple[Run, Dataset] | None:
+    """The same parameters on the data that `config.eval.data` changes `config.data` to, and these data; None without it.
+
+    Raises:
+      UsageError: the parameters do not fit examples of another shape.
+    """
+    changes = plain_values(run.config).get("eval", {}).get("data")
+    if not changes:
+        return None
+    config = ConfigDict(plain_values(run.config))
+    config.data.update(changes)
+    data = load_data(config)
+    system = from_config(config, data)
+    shapes = (
+        jax.tree.map(jnp.shape, params) for params in (jax.eval_shape(system.init, jax.random.key(0)), run.params)
+    )
+    if next(shapes) != next(shapes):
+        raise UsageError(
+            f"config.eval.data={changes} gives examples of shape {data.shape}, which this model's parameters do not fit; "
+            "leave it out, or train without embeddings of places (config.model.learned_positions=False)."
+        )
+    return Run(system, run.params, run.config, run.step), data

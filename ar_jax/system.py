@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from flax import struct
 from jax import Array
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
@@ -31,7 +31,6 @@ from ar_jax.models.build import build_generator
 from ar_jax.models.conditioning import CONDITIONERS, Condition, Conditioner, NoCondition
 from ar_jax.models.generator import Context, Generator
 from ar_jax.objectives import OBJECTIVES
-from ar_jax.objectives.masked import Masked
 from ar_jax.objectives.protocol import Objective
 from ar_jax.orders import ORDERS
 from ar_jax.orders.protocol import Order
@@ -77,17 +76,22 @@ SAMPLING = (
 def compiled(method: Callable[..., Any]) -> Any:
     """`jax.jit` of a system's method, the same for the same system: what is compiled once stays compiled.
 
-    It is traced for the mesh that its arguments lie on, over whose devices kernels cut their arrays.
+    It is traced for the mesh that its arguments lie on, over whose devices kernels cut their arrays; each device, and so
+    each process, has the whole result.
     """
-    jitted = jax.jit(method)
 
-    @functools.wraps(jitted)
+    @functools.cache
+    def jitted(mesh: Mesh | None) -> Any:
+        return jax.jit(method, out_shardings=None if mesh is None else NamedSharding(mesh, PartitionSpec()))
+
+    @functools.wraps(method)
     def call(*args: Any) -> Any:
         shardings = (leaf.sharding for leaf in jax.tree.leaves(args) if isinstance(leaf, jax.Array))
         mesh = next((s.mesh for s in shardings if isinstance(s, NamedSharding) and isinstance(s.mesh, Mesh)), None)
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-            return jitted(*args)
+            return jitted(mesh)(*args)
 
+    call.jitted = jitted  # type: ignore[attr-defined]
     return call
 
 
@@ -168,8 +172,13 @@ class System:
         return batch["embedding"] if mask is None else {"embedding": batch["embedding"], "mask": mask}
 
     def log_prob(self, params: Params, batch: Mapping[str, Array], key: Array) -> Array:
-        """log p(tokens | condition) in nats per example, [B]; shuffled orders are drawn from the key, one per example."""
-        values = self.tokens_of(params, batch)
+        """log p(tokens | condition) in nats per example, [B]; shuffled orders are drawn from the key, one per example.
+
+        Where the objective trains a lower bound, this is a draw of it.
+        """
+        values, bound = self.tokens_of(params, batch), getattr(self.objective, "bound", None)
+        if bound is not None:
+            return bound(self.model, params, values, self.condition_of(batch), key)
         context = self.model.context(key, len(values), self.condition_of(batch))
         return log_prob(self.model, params, values, context)
 
@@ -224,7 +233,7 @@ class System:
                 f"guidance_scale={scale} needs a model trained with and without its condition; "
                 "train with config.condition.kind='class' and guidance_dropout_rate > 0, or set guidance_scale=1."
             )
-        sizes = self.sampler.order.sizes
+        sizes = self.sampler.step_sizes
         kinds = {"top_k": np.int32}  # one type each, so that temperature=1 and 1.0 share a program
         return Drawing(
             Sampling(**{k: np.asarray(v, kinds.get(k, np.float32)) for k, v in chosen.items() if v is not None}),
@@ -234,10 +243,10 @@ class System:
 
     def describe(self) -> dict[str, str]:
         """What a run says of the system at its start."""
-        order = self.sampler.order
+        sizes = self.sampler.step_sizes
         return {
-            "tokens per example": str(order.length),
-            "steps per example": f"{order.num_steps} ({min(order.sizes)} to {max(order.sizes)} tokens each)",
+            "tokens per example": str(self.sampler.order.length),
+            "steps per example": f"{len(sizes)} ({min(sizes)} to {max(sizes)} tokens each)",
         }
 
 
@@ -259,20 +268,25 @@ def from_config(config: Mapping[str, Any], facts: Facts) -> System:
     spare = bool(tokenizer.vocab_size) * bool(dict(config["model"]).get("blank_token", False))
     tokens = {"vocab_size": tokenizer.vocab_size + spare, "channels": tokenizer.channels}
     embed_dim = dict(config["model"]).get("embed_dim", 128)
-    head = _head(config.get("head", {}), tokenizer, tokens | {"embed_dim": embed_dim})
+    head = _head(config.get("head", {}), tokenizer, tokens | {"embed_dim": embed_dim, "length": order.length})
     condition = _condition(config.get("condition", {}), facts, embed_dim)
     make_feed = functools.partial(_feed, config.get("feed", {}), objective, tokenizer, condition.num_tokens)
     feed = make_feed(order)
     content = {"vocab_size": 0, "channels": tokenizer.resample_channels} if feed.resampled else tokens
-    position = tuple(tuple(int(c) for c in cell) for cell in order.position)
+    vectors = _vectors(tokenizer) if dict(config["model"]).get("codebook_inputs", False) else None
+    if vectors is not None:
+        content = {"vocab_size": 0, "channels": tokenizer.vector_channels}
+    position = tuple(tuple(int(c) for c in cell[: feed.place_axes]) for cell in order.position)
     blank = any((np.asarray(chunk.source) == BLANK).any() for chunk in feed.chunks)
-    generator = build_generator(config["model"], head, condition, position, blank=blank, **content)
-    _check_fit(feed.remembers, objective, generator)
+    fed: dict[str, Any] = {"blank": blank, "num_transition": feed.num_transition, "num_merged": feed.num_outputs}
+    generator = build_generator(config["model"], head, condition, position, **fed, **content)
+    _check_fit(feed, objective, generator)
     _check_outputs(feed, generator)
     _check_objective(objective, tokenizer)
+    _check_joint(head, objective, order)
     token_shape = () if tokenizer.vocab_size else (tokenizer.channels,)
     resample = tokenizer.resample if feed.resampled else None
-    model = Autoregressive(generator, order, feed, token_shape, resample)
+    model = Autoregressive(generator, order, feed, token_shape, resample, vectors)
     if order.adaptive:
         raise UsageError("config.order.adaptive is for sampling; set config.sampling.order.adaptive instead.")
     if hasattr(objective, "check"):
@@ -282,6 +296,7 @@ def from_config(config: Mapping[str, Any], facts: Facts) -> System:
     sampler = model
     if sampler_order is not None:
         sampled: Order = build(ORDERS, sampler_order, "sampling.order", layout=tokenizer.layout)
+        _check_joint(head, objective, sampled)
         sampler = model.with_order(sampled, make_feed(sampled))
     check_keys(sampling, (*SAMPLING, "num_samples"), "sampling")
     system = System(facts, tokenizer, model, sampler, objective, sampling)
@@ -289,10 +304,25 @@ def from_config(config: Mapping[str, Any], facts: Facts) -> System:
     return system
 
 
+def is_masked(objective: Objective) -> bool:
+    """Whether an objective trains networks that are fed all that is known in every step."""
+    return bool(getattr(objective, "masked", False))
+
+
+def _vectors(tokenizer: Any) -> Callable[[Any, Array], Array]:
+    """The tokenizer's vectors of tokens; UsageError where a token has none of its own."""
+    if not getattr(tokenizer, "vector_channels", 0):
+        raise UsageError(
+            "config.model.codebook_inputs needs a tokenizer with one vector for each token, such as 'autoencoder' with "
+            "quantizer 'vq', or 'pixels'; set it to False."
+        )
+    return tokenizer.vectors
+
+
 def _feed(config: Mapping[str, Any], objective: Objective, tokenizer: Tokenizer, num_prefix: int, order: Order) -> Feed:
     """The feed of an order; by default the one that serves it best, or that the objective trains."""
     config = {"kind": "auto"} | dict(config)
-    if isinstance(objective, Masked) and config["kind"] == "auto":
+    if is_masked(objective) and config["kind"] == "auto":
         config["kind"] = "mask"
     if order.adaptive and config["kind"] != "mask":
         raise UsageError(
@@ -319,11 +349,13 @@ def check_sections(config: Mapping[str, Any], needed: Iterable[str]) -> None:
 def _head(config: Mapping[str, Any], tokenizer: Tokenizer, kinds: Mapping[str, int]) -> Head:
     natural = "categorical" if tokenizer.vocab_size else "gaussian_mixture"
     head = build(HEADS, {"kind": natural} | dict(config), "head", **kinds)
-    if hasattr(head, "vocab_size") != bool(tokenizer.vocab_size):
+    if not hasattr(head, "vocab_size" if tokenizer.vocab_size else "channels"):
         tokens = "discrete" if tokenizer.vocab_size else "continuous"
         raise UsageError(
             f"config.head.kind={config['kind']!r} does not model the tokenizer's {tokens} tokens; use {natural!r}."
         )
+    if hasattr(head, "check"):
+        head.check()
     return head
 
 
@@ -347,34 +379,67 @@ def _check_objective(objective: Objective, tokenizer: Tokenizer) -> None:
         )
 
 
-def _check_fit(remembers: bool, objective: Objective, generator: Generator) -> None:
-    if remembers == isinstance(objective, Masked):
-        wanted = "feed 'mask' only" if isinstance(objective, Masked) else "no feed 'mask'"
+def _check_fit(feed: Feed, objective: Objective, generator: Generator) -> None:
+    if feed.has_parallel == is_masked(objective):
+        wanted = "feed 'mask' only" if is_masked(objective) else "no feed 'mask'"
         raise UsageError(
             f"This objective trains {wanted}; set config.feed.kind='auto', or another config.objective.kind."
         )
     mixers = [make() for make in generator.decoder.mixers]
     names = {kind: name for name, kind in MIXERS.items()}
     deaf = [names[type(mixer)] for mixer in mixers if not mixer.reads_peers]
-    if not remembers and deaf:
+    if not feed.has_parallel and deaf:
         raise UsageError(
             f"mixer {deaf[0]!r} reads earlier tokens only, but feed 'mask' needs all; use mixer 'softmax'."
         )
     seers = [names[type(mixer)] for mixer in mixers if not mixer.causal]
-    if remembers and seers:
+    if feed.has_parallel and seers:
         raise UsageError(
             f"mixer {seers[0]!r} reads later tokens, too, so it serves feed 'mask' only; use another mixer."
+        )
+    if feed.apart and not getattr(generator.decoder, "keeps_segments_apart", False):
+        raise UsageError(
+            "feed 'recent' packs its steps behind one another, which this backbone does not keep apart; "
+            "set config.model.kind='decoder'."
+        )
+
+
+def _check_joint(head: Head, objective: Objective, order: Order) -> None:
+    """A head that draws tokens together must be asked for all of them at once."""
+    if not getattr(head, "draws_jointly", False):
+        return
+    if order.num_steps > 1:
+        raise UsageError(
+            f"The head draws all tokens together, but the order has {order.num_steps} steps; set config.order.kind='blocks' "
+            "with config.order.block, the sides of the whole grid."
+        )
+    if is_masked(objective) or getattr(objective, "num_answers", False):
+        raise UsageError(
+            "The head is trained on whole sequences; set config.objective.kind='next_token' and leave out num_answers."
         )
 
 
 def _check_outputs(feed: Feed, generator: Generator) -> None:
     """Each token must have as many outputs as the feed asks for."""
-    outputs = getattr(generator.decoder, "num_outputs", 1)
+    outputs, inner = generator.num_outputs, getattr(generator.decoder, "num_outputs", 1)
+    if generator.embedding.merge == "shuffle" and (inner > 1 or feed.chunks[0].members is None):
+        raise UsageError(
+            "config.model.merge='shuffle' needs config.feed.kind='merge' and a model of one output; set them, or merge='mean'."
+        )
     if feed.num_outputs != outputs:
         raise UsageError(
             f"The feed takes answers from {feed.num_outputs} outputs of each token, but the model gives {outputs}; set "
             f"config.model.kind='decoder' with branch_layers={(1,) * (feed.num_outputs - 1)}, or another config.feed.kind."
         )
+    told, reads = feed.chunks[0].between is not None, getattr(generator.decoder, "num_stages", 1) > 1
+    if told != reads and outputs > 1:
+        raise UsageError(
+            "A model whose layers read what the layers before have drawn needs codes of one place that are fed together; set "
+            "config.model.reads_answers=True and config.feed.kind='merge' with one token a step, or neither."
+        )
+    own = getattr(generator.head, "num_outputs", 1)
+    if own not in (1, outputs):
+        raise UsageError(f"config.head.num_outputs={own} must be the model's {outputs}, or 1.")
 
 
 def _check_range(settings: Mapping[str, Any]) -> None:

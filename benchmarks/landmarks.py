@@ -30,6 +30,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from ar_jax.analysis import profile  # noqa: E402
 from ar_jax.config import UsageError  # noqa: E402
 from ar_jax.interop import arpg, llamagen, mar, tokenizers, var  # noqa: E402
 from ar_jax.interop.generators import greedy, official_run  # noqa: E402
@@ -67,12 +68,14 @@ class Landmark:
       agreement: how both agree, in words.
       theirs: official runs by variant; the first is what ours is compared with.
       ours: the same with this library.
+      compiled: the program that `ours` runs.
     """
 
     batch: int
     agreement: str
     theirs: Mapping[str, Run]
     ours: Run
+    compiled: Any
 
 
 def perturbed(module: Any, scale: float = 0.02) -> Any:
@@ -93,16 +96,17 @@ def labels_of(batch: int) -> np.ndarray:
     return np.arange(batch) * 7 % NUM_CLASSES
 
 
-def sampler(system: System, params: Any, batch: int, decode: bool = False, **drawing: Any) -> Run:
-    """A run of ours: compiled once, another seed each time, tokens or images."""
+def sampler(system: System, params: Any, batch: int, decode: bool = False, **drawing: Any) -> tuple[Run, Any]:
+    """A run of ours, another seed each time, tokens or images; and the program, compiled once."""
 
     def draw(params: Any, key: Any, labels: Any, told: Any) -> Any:
         tokens = system.sample(params, key, labels, jnp.zeros(batch, bool), told)
         return system.tokenizer.decode(params["tokenizer"], tokens) if decode else tokens
 
-    run, seeds = jax.jit(draw), iter(range(2**31))
     labels, told = jnp.asarray(labels_of(batch), jnp.int32), system.drawing(**drawing)
-    return lambda: jax.block_until_ready(run(params, jax.random.key(next(seeds)), labels, told))
+    program = jax.jit(draw).lower(params, jax.random.key(0), labels, told).compile()
+    seeds = iter(range(2**31))
+    return lambda: jax.block_until_ready(program(params, jax.random.key(next(seeds)), labels, told)), program
 
 
 def equal_tokens(ours: Any, theirs: Any) -> str:
@@ -136,7 +140,7 @@ def llamagen_landmark(size: dict[str, Any], compiled: bool = False, scale: float
         theirs["torch.compile"] = functools.partial(official, torch.compile(model, fullgraph=True))
     return Landmark(
         batch, equal_tokens(ours, official(model, sample_logits=False)), theirs,
-        sampler(system, params, batch, guidance_scale=scale),
+        *sampler(system, params, batch, guidance_scale=scale),
     )  # fmt: skip
 
 
@@ -171,7 +175,7 @@ def var_landmark(size: dict[str, Any], decode: bool = False, cfg: float = 1.5) -
         vae.fhat_to_img = torch.clone
     return Landmark(
         batch, f"greedy images differ by at most {error:.0e}", {"": lambda: official(**filters)},
-        sampler(system, params, batch, decode, **filters, **guided),
+        *sampler(system, params, batch, decode, **filters, **guided),
     )  # fmt: skip
 
 
@@ -201,7 +205,7 @@ def arpg_landmark(size: dict[str, Any], scale: float = 4.0) -> Landmark:
     torch.rand_like(labels, dtype=torch.float)  # which conditions to drop: none; the order is drawn next
     slots = np.broadcast_to(torch.rand(length).argsort().numpy(), (batch, length))
     ours = greedy(system, params, jnp.asarray(labels_of(batch)), batch, slots, **guided)
-    return Landmark(batch, equal_tokens(ours, told), {"": official}, sampler(system, params, batch, **guided))
+    return Landmark(batch, equal_tokens(ours, told), {"": official}, *sampler(system, params, batch, **guided))
 
 
 def mar_landmark(size: dict[str, Any], scale: float = 2.9) -> Landmark:
@@ -227,7 +231,7 @@ def mar_landmark(size: dict[str, Any], scale: float = 2.9) -> Landmark:
     guided = dict(guidance_scale=scale, guidance_schedule="linear_mar")
     return Landmark(
         batch, _mar_agreement(system, params, model, labels),
-        {"": lambda: model.sample_tokens(batch, steps, scale, "linear", labels)}, sampler(system, params, batch, **guided),
+        {"": lambda: model.sample_tokens(batch, steps, scale, "linear", labels)}, *sampler(system, params, batch, **guided),
     )  # fmt: skip
 
 
@@ -305,6 +309,7 @@ def measure(name: str, landmark: Landmark, rounds: int) -> list[dict[str, Any]]:
                 run()
                 if round_:
                     speeds[key].append(landmark.batch / (time.perf_counter() - start))
+    kinds = profile.by_kind(profile.trace(landmark.ours), landmark.compiled.as_text())
     return [
         {
             "system": name,
@@ -316,6 +321,7 @@ def measure(name: str, landmark: Landmark, rounds: int) -> list[dict[str, Any]]:
             "ratio": statistics.median(a / b for a, b in zip(speeds["ours"], speeds[key], strict=True)),
             "lowest_ratio": min(a / b for a, b in zip(speeds["ours"], speeds[key], strict=True)),
             "rounds": rounds,
+            "share_of_time": {kind: seconds / sum(kinds.values()) for kind, seconds in kinds.items()},
         }
         for key in runs
         if key != "ours"
@@ -328,14 +334,18 @@ def markdown(rows: list[dict[str, Any]], size: str, threads: int) -> str:
         f"<!-- written by: python benchmarks/landmarks.py --official DIR --size {size} -->",
         "",
         f"Images per second on {threads} CPU threads, float32, classifier-free guidance on, torch {torch.__version__}, "
-        f"jax {jax.__version__}; medians of {rows[0]['rounds']} rounds taken in turn. The ratio is the median over rounds.",
+        f"jax {jax.__version__}; medians of {rows[0]['rounds']} rounds taken in turn. The ratio is the median over rounds. "
+        "The last column: how much of our time goes to matrix products, which no sampler can leave out, by the profiler.",
         "",
-        "| system | official code | images a batch | official | ours | ratio | agreement |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| system | official code | images a batch | official | ours | ratio | agreement | products |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
         speeds = f"{row['images_per_second_official']:.2f} | {row['images_per_second_ours']:.2f} | {row['ratio']:.2f}"
-        lines.append(f"| {row['system']} | {row['official']} | {row['batch']} | {speeds} | {row['agreement']} |")
+        share = row["share_of_time"]["products"]
+        lines.append(
+            f"| {row['system']} | {row['official']} | {row['batch']} | {speeds} | {row['agreement']} | {share:.0%} |"
+        )
     return "\n".join(lines) + "\n"
 
 

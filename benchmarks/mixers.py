@@ -147,6 +147,8 @@ ROWS: dict[str, Row] = {
     "toeplitz": (dict(kind="toeplitz", num_heads=HEADS), None, ()),
     "vision_retention": (dict(kind="vision_retention", num_heads=HEADS), None, ()),
     "fixed_point": (dict(kind="fixed_point", num_heads=HEADS), STEP, ()),
+    "hyper_zzw": (dict(kind="hyper_zzw"), None, ()),
+    "conditioned_attention": (dict(kind="conditioned_attention", conditioning="none"), None, ()),
 }
 
 

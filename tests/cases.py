@@ -78,6 +78,7 @@ MIXERS: dict[str, dict[str, Any]] = {
     "linear, log-normal, blocks": dict(kind="linear", num_heads=2, feature_map="exp", epsilon=1e-8, block_size=3),
     "linear, both ways": dict(kind="linear", num_heads=2, epsilon=1e-6, qkv_bias=True, out_bias=True, causal=False),
     "convolution": dict(kind="convolution", width=3),
+    "convolution, one tap": dict(kind="convolution", width=1),
     "fnet": dict(kind="fnet", num_samples=3, stride=2),
     "fnet, whole": dict(kind="fnet", causal=False, unitary=True),
     "aft": dict(kind="aft"),
@@ -141,7 +142,9 @@ MIXERS: dict[str, dict[str, Any]] = {
     "vision_retention": dict(kind="vision_retention", num_heads=2),
     "vision_retention, one dimension": dict(kind="vision_retention", num_heads=2, dimensions=1, chunk_size=4),
     "lightnet": dict(kind="lightnet", num_heads=2, expand_ratio=4),
-    "lightnet, turned": dict(kind="lightnet", num_heads=2, expand_ratio=3, rotation="cosine"),
+    "lightnet, turned": dict(
+        kind="lightnet", num_heads=2, expand_ratio=3, rotation="cosine", short_width=3, short_bias=True
+    ),
     "toeplitz": dict(kind="toeplitz", num_heads=2),
     "lightnet, both ways": dict(kind="lightnet", num_heads=2, expand_ratio=3, rotation="cosine", causal=False),
     "mamba": dict(kind="mamba", state_dim=3, expand=1.5, step_rank=2, use_bias=True),
@@ -178,6 +181,8 @@ MIXERS: dict[str, dict[str, Any]] = {
     "agalite": dict(kind="agalite", num_heads=2, head_dim=3, expansion=2, num_waves=3, chunk_size=4),
     "ttt": dict(kind="ttt", num_heads=2, mini_batch=4),
     "mamba2, log-linear": dict(kind="mamba2", state_dim=4, head_dim=8, num_levels=6, chunk_size=4),
+    "hyper_zzw": dict(kind="hyper_zzw", local_widths=(2, 3), hidden_dim=5),
+    "conditioned_attention": dict(kind="conditioned_attention", rnn_dim=5, conditioning="none", energy_layers=2),
     "within and across steps": dict(
         kind="softmax : mamba2", softmax=dict(num_heads=2, window=1), mamba2=dict(state_dim=3, head_dim=8)
     ),
@@ -205,7 +210,7 @@ ORDERS: dict[str, dict[str, Any]] = {
     "locality": dict(kind="locality", num_steps=3),
     "next_scale": dict(kind="next_scale"),
 }
-FEEDS = ("shift", "query", "resize", "mask", "neighbors", "merge")
+FEEDS = ("shift", "query", "resize", "mask", "neighbors", "merge", "recent")
 BACKBONES: dict[str, dict[str, Any]] = {
     "decoder": dict(kind="decoder"),
     "decoder, told the step": dict(
@@ -214,6 +219,10 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "decoder, two outputs": dict(kind="decoder", branch_layers=(1,)),
     "decoder, drawing between layers": dict(
         kind="decoder", branch_layers=(1, 1), reads_answers=True, merge="sum", num_layers=1
+    ),
+    "decoder, shuffled tokens": dict(kind="decoder", merge="shuffle", shuffle_blocks=1, embed_dim=12),
+    "decoder, told the direction": dict(
+        kind="decoder", adaln="block", target_axes=True, direction_modulation=True, codebook_inputs=True
     ),
     "decoder, post-norm": dict(kind="decoder", norm="layer", norm_first=False, embed_norm=True, common=True),
     "decoder, MLP in every other layer": dict(kind="decoder", mlps="last", adaln="block"),
@@ -264,9 +273,9 @@ def tiny(
         "order": ORDERS[order],
         "feed": {"kind": feed},
         "condition": {"kind": "class"},
-        "model": {"num_layers": num_layers}
+        "model": {"num_layers": num_layers, "embed_dim": 16}
         | BACKBONES[backbone]
-        | {"embed_dim": 16, "mixer": MIXERS[mixer], "mlp_dim": 24},
+        | {"mixer": MIXERS[mixer], "mlp_dim": 24},
         "objective": {"kind": "masked" if feed == "mask" else "next_token"},
     }
     for path, value in changes.items():

@@ -64,6 +64,15 @@ SIZES = [
     ("nar:xl", 815_991_040, 0, "816M"),
     ("nar:xxl", 1_464_454_656, 0, ""),
     ("nar:t2i_xl", 818_969_600, NULL_CAPTION, ""),  # they say 816M, which is the class-conditional one's
+    ("dnd_transformer:xxl", 1_436_140_032, 0, "1.4B"),
+    ("dnd_transformer:xxxl", 2_569_164_800, 0, "2.5B"),
+    ("dnd_transformer:arxiv_xxl", 1_585_608_192, 0, ""),
+    ("dnd_transformer:text_xxl", 1_371_687_936, 0, ""),
+    ("par:l_4x", 342_914_048, 0, "343M"),
+    ("par:xl_4x", 774_703_360, 0, "775M"),
+    ("par:xxl_4x", 1_410_977_280, 0, "1.4B"),
+    ("par:3b_4x", 3_096_668_800, 0, "3.1B"),
+    ("par:3b_16x", 3_096_707_200, 0, "3.1B"),
     ("lpd:l", 337_157_120, 0, "337M"),
     ("lpd:xl", 751_947_520, 0, "752M"),
     ("lpd:xxl", 1_412_184_576, 0, "1.4B"),
@@ -83,6 +92,7 @@ NAMES = [row[0] for row in SIZES]
 TOKENIZERS = {
     "llamagen": 71_883_403,
     "nar": 71_883_403,
+    "par": 71_883_403,
     "maskgil": 71_883_403,
     "npp": 71_883_403,
     "lpd": 71_883_403,

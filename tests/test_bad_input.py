@@ -23,6 +23,7 @@ import ar_jax
 from ar_jax import command
 from ar_jax.config import UsageError, get_config
 from ar_jax.data import pipeline
+from ar_jax.evaluation.small import Small, write_small
 from ar_jax.run import FACTS, Run, load_data, train
 from ar_jax.system import from_config
 from ar_jax.training import checkpoints
@@ -70,7 +71,7 @@ TRAIN: list[tuple[str, str]] = [
     ("--config.objective.kind=next", "Did you mean 'next_token'"),
     ("--config.optimizer.kind=adam", "Did you mean 'adamw'"),
     ("--config.schedule.kind=cosin", "Did you mean 'cosine'"),
-    ("--config.mesh.layout=fdsp --config.mesh.data=-1", "Did you mean 'fsdp'"),
+    ("--config.mesh.fdsp=2", "Did you mean 'fsdp'"),
     ("--config.objective.kind=masked --config.objective.schedule=cosin", "config.objective.schedule= 'cosine'"),
     ("--config.sampling.guidance_schedule=liner", "config.sampling.guidance_schedule= 'linear'"),
     # values of a wrong type
@@ -103,6 +104,8 @@ TRAIN: list[tuple[str, str]] = [
     ("--config.checkpoint.every_steps=0", "config.checkpoint.every_steps=0"),
     ("--config.eval.batch_size=0", "config.eval.batch_size=0"),
     ("--config.eval.every_steps=-1", "config.eval.every_steps=-1"),
+    ("--config.eval.samples=3", "config.eval.samples=3"),
+    ("--config.eval.samples.num_sample=3", "config.eval.samples.num_sample Did you mean 'num_samples'"),
     ("--config.mesh.data=1000", "devices"),
     ("--config.sampling.temperature=-1", "temperature=-1"),
     ("--config.sampling.temperature=nan", "temperature=nan"),
@@ -170,6 +173,17 @@ EVAL: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "unknown setting": (lambda work: None, "--config.sampling.temp=1", "config.sampling.temp"),
     "setting out of range": (lambda work: None, "--config.sampling.top_p=2", "top_p=2"),
     "batch size": (lambda work: None, "--config.eval.batch_size=0", "config.eval.batch_size=0"),
+    "samples without features": (lambda work: None, "--config.eval.samples.num_samples=9", "eval.samples.classifier"),
+    "no such features": (
+        lambda work: None,
+        "--config.eval.samples.num_samples=9 --config.eval.samples.features=smal",
+        "config.eval.samples.features='smal' Did you mean 'small'",
+    ),
+    "no such reference": (
+        lambda work: write_classifier(work),
+        "--config.eval.samples.num_samples=9 --config.eval.samples.reference=x.npz --config.eval.samples.classifier=WORK",
+        "x.npz does not exist config.eval.samples.reference",
+    ),
     "config is no flag here": (lambda work: None, "--config=configs/digits.py", "config"),
 }
 IMAGES = np.zeros((2, 8, 8, 1), np.float32)
@@ -220,6 +234,13 @@ def module(name: str) -> Any:
     sys.modules[spec.name] = found
     spec.loader.exec_module(found)
     return found
+
+
+def write_classifier(folder: Path) -> None:
+    """A classifier whose weights are zero."""
+    small = Small((8, 8, 1), 10, (4,))
+    shapes = jax.eval_shape(small.init, jax.random.key(0))
+    write_small(folder, small, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes))
 
 
 def edit(file: Path, **values: Any) -> None:

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 import ar_jax
+from ar_jax.evaluation.small import Small, write_small
 
 ROOT = Path(__file__).parents[1]
 TRAIN = [
@@ -93,7 +94,14 @@ def test_eval_ends_with_its_metrics_and_writes_pictures(trained):
     assert min(len(np.unique(samples)), len(np.unique(growth))) > 10
     assert (growth == 127).mean() > 0.1 or (growth == 128).mean() > 0.1  # what is not known yet is grey
 
-    finish(start("eval.py", f"--workdir={workdir}", "--config.sampling.temperature=0.0"))
+    small = Small((8, 8, 1), 10, (8,))
+    write_small(workdir, small, small.init(jax.random.key(0)))
+    options = {"sampling.temperature": 0.0, "eval.samples.num_samples": 12, "eval.samples.classifier": workdir}
+    flags = [f"--config.{name}={value}" for name, value in options.items()]
+    judged = json.loads(finish(start("eval.py", f"--workdir={workdir}", *flags))[-1])
+    assert set(judged) == EVERY_METRIC | {"samples"}
+    assert judged["samples"]["FID"] > 0 and len(judged["samples"]["fingerprint"]) == 16
+    assert judged["samples"]["protocol"]["num_samples"] == 12 and (workdir / "eval" / "nearest.png").exists()
     assert (picture(workdir / "eval" / "samples.png") != samples).any()
     assert ar_jax.load(workdir).config.sampling.temperature == 1.0
 

@@ -36,6 +36,9 @@ CAUSAL += [("softmax", o, "shift", "block_transformer") for o in ("raster", "ran
 CAUSAL += [("linear", "raster", "shift", "block_transformer, summation")]
 CAUSAL += [("softmax", "raster", "shift", "block_transformer, cross-attention")]
 CAUSAL += [(m, "nearest", "neighbors", "decoder, two outputs") for m in ("softmax", "linear")]
+CAUSAL += [("softmax", "raster", "merge", "decoder, drawing between layers")]
+CAUSAL += [("softmax", "blocks", "merge", "decoder, shuffled tokens")]
+CAUSAL += [("softmax", "random", "shift", "decoder, told the direction")]
 CAUSAL += [("softmax", o, "shift", "perceiver_ar") for o in ("raster", "random, in sets")]
 CAUSAL += [("softmax", "raster", "shift", f"perceiver_ar, {own}") for own in ("side by side", "own keys")]
 CAUSAL += [("softmax", o, "query", "two_pass") for o in ("raster", "random, in sets", "nearest", "next_scale")]
@@ -45,6 +48,7 @@ MASKED = [
     for o in ("random, in sets", "raster", "blocks")
 ]
 MASKED += [(m, "random, in sets", "mask", "decoder") for m in cases.MIXERS if m not in cases.CAUSAL_MIXERS]
+MASKED += [(m, "random, in sets", "recent", "decoder") for m in ("softmax", "linear")]
 MASKED += [("softmax", o, "mask", b) for o in ("random, in sets", "blocks") for b in ("masked_autoencoder", "u_vit")]
 
 

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 
+from ar_jax.data.addition import load_addition
 from ar_jax.data.digits import load_digits
 from ar_jax.data.idx import load_idx
+from ar_jax.data.molecules import load_molecules
 from ar_jax.data.npz import load_npz
 from ar_jax.data.protocol import Dataset
 from ar_jax.data.text import load_text
@@ -17,4 +19,6 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "text": load_text,
     "tfds": load_tfds,
     "token_shards": load_token_shards,
+    "addition": load_addition,
+    "molecules": load_molecules,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, Protocol
 
 import numpy as np
@@ -61,7 +61,12 @@ class Dataset(Facts):
     Attributes:
       train: the examples to learn from.
       test: the examples held out, in a fixed order.
+      told: bool of the examples' shape, the part that asks for the rest; None where examples are no questions. Evaluation
+        gives it, and tells how often the rest is drawn as it is in the example.
+      judge: metrics of samples [N, ...], by name, that only these data have a measure for; None where there is none.
     """
 
     train: Source
     test: Source
+    told: np.ndarray | None = None
+    judge: Callable[[np.ndarray], dict[str, float]] | None = None

@@ -10,7 +10,7 @@ import numpy as np
 from ar_jax.config import UsageError, nearest
 from ar_jax.data.arrays import to_signed_unit
 from ar_jax.data.files import resolve
-from ar_jax.data.protocol import Dataset, Example
+from ar_jax.data.protocol import Dataset, Example, Facts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +64,33 @@ def load_tfds(
       UsageError: the builder, its files, a split or a feature is missing or unusable.
     """
     found = _builder(builder, data_dir)
+    if not found.info.splits:
+        raise UsageError(
+            f"TFDS {builder!r} is not prepared in {found.data_dir}; run `tfds build {builder} --file_format=array_record` "
+            "once (on any machine with TensorFlow) and set config.data.data_dir."
+        )
+    facts = _facts(found, builder, image_key, label_key, image_size)
+    train, test = (
+        Records(_records(found, builder, option, split), image_key, label_key, image_size)
+        for option, split in [("train_split", train_split), ("test_split", test_split)]
+    )
+    return Dataset(facts.modality, facts.shape, train=train, test=test, label_names=facts.label_names)
+
+
+def tfds_facts(
+    builder: str,
+    data_dir: str = "",
+    train_split: str = "train",
+    test_split: str = "test",
+    image_key: str = "image",
+    label_key: str = "label",
+    image_size: int = 0,
+) -> Facts:
+    """What `load_tfds` would load, by what the builder says of itself: nothing need be prepared."""
+    return _facts(_builder(builder, data_dir), builder, image_key, label_key, image_size)
+
+
+def _facts(found: Any, builder: str, image_key: str, label_key: str, image_size: int) -> Facts:
     features = found.info.features
     for option, key in [("image_key", image_key), ("label_key", label_key)]:
         if key not in features and (key or option == "image_key"):
@@ -78,11 +105,7 @@ def load_tfds(
         raise UsageError(
             f"TFDS {builder!r}: {label_key!r} is no class label; set config.data.label_key, or '' for none."
         )
-    train, test = (
-        Records(_records(found, builder, option, split), image_key, label_key, image_size)
-        for option, split in [("train_split", train_split), ("test_split", test_split)]
-    )
-    return Dataset("image", shape, train=train, test=test, label_names=tuple(names))
+    return Facts("image", shape, label_names=tuple(names))
 
 
 def crop_and_resize(image: np.ndarray, size: int) -> np.ndarray:
@@ -100,7 +123,7 @@ def crop_and_resize(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def _builder(name: str, data_dir: str) -> Any:
-    """The builder, once it is seen to be prepared."""
+    """The builder, whether or not it is prepared."""
     import tensorflow_datasets as tfds  # here, because it takes seconds to import
 
     folder = str(resolve(data_dir)) if data_dir else None
@@ -116,11 +139,6 @@ def _builder(name: str, data_dir: str) -> Any:
         raise UsageError(
             f"config.data.builder={name!r} is not usable ({_first_line(error)}); write name[/config][:version]."
         ) from error
-    if not builder.info.splits:
-        raise UsageError(
-            f"TFDS {name!r} is not prepared in {builder.data_dir}; run `tfds build {name} --file_format=array_record` "
-            "once (on any machine with TensorFlow) and set config.data.data_dir."
-        )
     return builder
 
 

@@ -1,1 +1,1 @@
-"""Evaluation: likelihoods and pictures."""
+"""Evaluation: likelihoods, pictures, and how good samples are."""

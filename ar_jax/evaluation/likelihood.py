@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ar_jax.system import System
+from ar_jax.system import System, compiled
 from ar_jax.tokenizers.learned import LearnedTokenizer
 
 
@@ -28,7 +28,7 @@ def mean_loss(
     Returns:
       `loss`.
     """
-    loss = jax.jit(lambda params, batch, key: system.loss(params, batch, key, jnp.float32(1))[0])
+    loss = compiled(lambda params, batch, key: system.loss(params, batch, key, jnp.float32(1))[0])
     keys = (jax.random.fold_in(jax.random.key(seed), index) for index in range(2**31))
     losses = [
         float(loss(params, {k: v for k, v in batch.items() if k != "weight"}, key))

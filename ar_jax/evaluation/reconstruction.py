@@ -15,6 +15,7 @@ from ar_jax.data import pipeline
 from ar_jax.data.protocol import Dataset
 from ar_jax.evaluation import pictures
 from ar_jax.evaluation.report import check_eval
+from ar_jax.evaluation.samples import sample_options
 from ar_jax.training.workdir import write_atomically
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ def evaluate(run: TokenizerRun, data: Dataset, workdir: str | Path) -> dict[str,
     Returns:
       What `held_out` does, and the speed of encoding and decoding once all is compiled.
     """
+    if sample_options(run.config).num_samples:
+        raise UsageError("A tokenizer draws no samples; set config.eval.samples.num_samples=0.")
     folder = Path(workdir) / "eval"
     try:
         folder.mkdir(parents=True, exist_ok=True)

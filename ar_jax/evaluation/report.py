@@ -16,7 +16,9 @@ from ar_jax.config import UsageError, check_keys
 from ar_jax.data import pipeline
 from ar_jax.data.protocol import Dataset
 from ar_jax.evaluation import pictures
+from ar_jax.evaluation.checks import checks
 from ar_jax.evaluation.likelihood import likelihood, mean_loss
+from ar_jax.evaluation.samples import Prepared, measure, prepare, sample_options
 from ar_jax.system import compiled
 from ar_jax.training.workdir import write_atomically
 
@@ -34,7 +36,8 @@ def check_eval(config: Any) -> int:
       UsageError: an unknown key of `config.eval`, or a value that is not a whole number in its range.
     """
     section = dict(config.get("eval") or {})
-    check_keys(section, ("batch_size", "every_steps"), "eval")
+    check_keys(section, ("batch_size", "every_steps", "samples", "data"), "eval")
+    sample_options(config)
     for name, least in (("batch_size", 1), ("every_steps", 0)):
         value = section.get(name, least)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -44,7 +47,7 @@ def check_eval(config: Any) -> int:
 
 def held_out(run: Run, data: Dataset) -> dict[str, float]:
     """Metrics of the held-out examples; see `likelihood`, and `mean_loss` for heads that have none."""
-    batches = pipeline.test_batches(data, min(check_eval(run.config), len(data.test)))
+    batches = pipeline.test_batches(data, min(check_eval(run.config), len(data.test)), 0, 1)  # every process reads all
     if not run.system.model.generator.head.has_likelihood:
         return mean_loss(run.system, run.params, batches, run.config["seed"])
     return likelihood(run.system, compiled(run.system.log_prob), run.params, batches, run.config["seed"])
@@ -103,30 +106,59 @@ def growth_strip(run: Run) -> np.ndarray:
     return pictures.grid([(label, np.stack([x for _, x in strip])) for label, strip in strips], f"after step {steps}")
 
 
-def evaluate(run: Run, data: Dataset, workdir: str | Path) -> dict[str, float]:
+def judge_samples(prepared: Prepared, folder: Path) -> dict[str, Any]:
+    """Metrics of samples, see `samples.measure`; pictures, and the samples where they are asked for, go to the folder."""
+    result = measure(prepared)
+    if result.neighbors is not None:
+        Image.fromarray(result.neighbors.picture()).save(folder / "nearest.png")
+    if result.images is not None:
+        images = result.images
+        arrays: dict[str, Any] = {"arr_0": images.repeat(3, axis=-1) if images.shape[-1] == 1 else images}
+        if prepared.labels is not None:
+            arrays["arr_1"] = prepared.labels.astype(np.int64)
+        np.savez(folder / "samples.npz", **arrays)
+    return result.metrics
+
+
+def evaluate(
+    run: Run, data: Dataset, workdir: str | Path, elsewhere: tuple[Run, Dataset] | None = None
+) -> dict[str, Any]:
     """Metrics of the held-out data and of sampling, written with pictures to `workdir`/eval.
 
+    Args:
+      run: what is evaluated.
+      data: its data set.
+      workdir: its directory.
+      elsewhere: the same parameters on other data, which `config.eval.data` names.
+
     Returns:
-      The metrics, units in their names; speeds are those of a second call, when all is compiled.
+      The metrics, units in their names; speeds are those of a second call, when all is compiled. With
+      `config.eval.samples.num_samples` there is `samples`, too: how good so many samples are, and by which protocol; with
+      `config.eval.data` there is `other_data`: the metrics of those held-out data.
     """
+    prepared = prepare(run, data)
     folder = Path(workdir) / "eval"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"Cannot write to {folder} ({error.strerror or error}); make it writable.") from error
-    metrics: dict[str, float] = {"step": run.step} | held_out(run, data)
+    metrics: dict[str, Any] = {"step": run.step} | held_out(run, data) | checks(run, data, check_eval(run.config))
+    if elsewhere is not None:
+        metrics["other_data"] = held_out(*elsewhere) | checks(*elsewhere, check_eval(run.config))
     rows, tokens = draw_samples(run)
     start = time.perf_counter()
     draw_samples(run)
     seconds = time.perf_counter() - start
     metrics["tokens_per_second"] = tokens.shape[0] * tokens.shape[1] / seconds
     metrics["seconds_per_sample"] = seconds / len(tokens)
-    metrics["network_evaluations_per_sample"] = run.system.sampler.order.num_steps
+    metrics["network_evaluations_per_sample"] = len(run.system.sampler.feed.chunks)
     if run.system.facts.modality == "image":
         Image.fromarray(pictures.grid(rows, f"step {run.step}")).save(folder / "samples.png")
         Image.fromarray(growth_strip(run)).save(folder / "growth.png")
     else:
         texts = [bytes(row.tolist()).decode("utf-8", "replace") for _, group in rows for row in group]
         (folder / "samples.txt").write_text("\n\n".join(texts))
+    if prepared is not None:
+        metrics["samples"] = judge_samples(prepared, folder)
     write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return metrics

@@ -68,12 +68,18 @@ def masked_chunk(length: int, num_prefix: int, known: jax.Array, most_known: int
       most_known: no example knows more; L if None.
 
     Returns:
-      A chunk with source [B, P + L] and the other arrays [P + L].
+      A chunk with source and target [B, P + L] and the other arrays [P + L]: what is known has no target, as in `mask`.
     """
     rank = np.arange(length)
     codes = np.concatenate([np.full(num_prefix, NOWHERE), rank])
     readable = num_prefix + (length if most_known is None else most_known)
     whole = chunk(source=codes, place=codes, target=codes, step=np.zeros(len(codes)), num_known=readable)
     prefix = jnp.broadcast_to(jnp.asarray([[prefix_source(p) for p in range(num_prefix)]]), (len(known), num_prefix))
-    source = jnp.where(rank[None] < known[:, None], rank[None], BLANK)
-    return dataclasses.replace(whole, source=jnp.concatenate([prefix, source], axis=1).astype(jnp.int32))
+    is_known = rank[None] < known[:, None]
+    source, target = jnp.where(is_known, rank[None], BLANK), jnp.where(is_known, NOWHERE, rank[None])
+    nowhere = jnp.full((len(known), num_prefix), NOWHERE)
+    return dataclasses.replace(
+        whole,
+        source=jnp.concatenate([prefix, source], axis=1).astype(jnp.int32),
+        target=jnp.concatenate([nowhere, target], axis=1).astype(jnp.int32),
+    )

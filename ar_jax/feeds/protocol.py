@@ -34,11 +34,15 @@ class Chunk:
       asked: [n] int32, which of the T fed tokens answer; one without a target pads the step to the length of its run. Or
         [n, R]: an answer is given by up to R fed tokens together, each by another of its R outputs; NOWHERE for none.
       answers: [n] int32, the ranks that are answered; NOWHERE where one only pads.
-      members: [T, K] int32, ranks whose values' embeddings are averaged where the source is a rank; None embeds the source.
+      members: [T, K] int32, ranks whose values' embeddings are merged where the source is a rank; None embeds the source.
+      between: [T, R - 1] int32, the ranks of the tokens that the first outputs give, which the layers behind each of these
+        outputs read; NOWHERE for none. None where nothing is read between layers.
       num_remembered: the first so many tokens enter the state; the others read it and are forgotten.
       num_known: all tokens behind the first so many are blank.
       num_readable: the state holds at most so many tokens after this chunk; None where that is not known.
-      cell_side: positions count cells of so many places a side.
+      cell_side: positions count cells of so many places a side; one number serves all axes.
+      num_outputs: a fed token has so many outputs, which give the answers in turn: answer i is of output i mod so many.
+      segment: [T] int32, tokens of different segments do not read one another; None where there is one.
     """
 
     source: np.ndarray | jax.Array
@@ -51,11 +55,21 @@ class Chunk:
     num_known: int = struct.field(pytree_node=False)
     num_readable: int | None = struct.field(pytree_node=False, default=None)
     members: np.ndarray | jax.Array | None = None
-    cell_side: int = struct.field(pytree_node=False, default=1)
+    between: np.ndarray | jax.Array | None = None
+    cell_side: int | tuple[int, ...] = struct.field(pytree_node=False, default=1)
+    num_outputs: int = struct.field(pytree_node=False, default=1)
+    segment: np.ndarray | jax.Array | None = None
 
     def __len__(self) -> int:
         """The number of fed tokens, T."""
         return self.source.shape[-1]
+
+    def stage(self, number: int) -> Chunk:
+        """The chunk with the answers of one of its tokens' outputs alone, where nothing but that output is at hand."""
+        if self.num_outputs == 1:
+            return self
+        mine = slice(number, None, self.num_outputs)
+        return dataclasses.replace(self, asked=self.asked[mine], answers=self.answers[mine], num_outputs=1)
 
     def pick(self, hidden: jax.Array) -> jax.Array:
         """The hidden vectors of the answers, [B, n, D], from those of the fed tokens, [B, T, D].
@@ -64,9 +78,10 @@ class Chunk:
         side by side, divided by how many they are: a linear head without a bias then averages its logits over them.
         """
         asked = jnp.asarray(self.asked)
-        if asked.ndim == 1:
-            return jnp.take(hidden, asked, axis=1)
         batch, length, _ = hidden.shape
+        if asked.ndim == 1:
+            outputs = hidden.reshape(batch, length * self.num_outputs, -1)
+            return jnp.take(outputs, asked * self.num_outputs + np.arange(len(asked)) % self.num_outputs, axis=1)
         count = asked.shape[1]
         outputs = hidden.reshape(batch, length, count, -1)[:, jnp.maximum(asked, 0), jnp.arange(count)[None]]
         given = (asked >= 0).astype(hidden.dtype)
@@ -79,37 +94,58 @@ class Feed:
 
     Attributes:
       chunks: one per step.
-      remembers: False if each step starts from an empty state, as with masked models; then no parallel form exists.
+      remembers: False if each step starts from an empty state, as with masked models; then no parallel form exists, unless
+        the steps stand apart.
+      apart: each step reads what it is fed and nothing else: at once they are segments, packed behind one another.
       resampled: what is fed for a rank is not its own token, but what the tokenizer makes of all that is known at its
         place before its step (VAR).
+      place_axes: the first so many axes of a position tell where a fed token is; None takes all.
+      num_transition: learned tokens that are fed between others; their sources are the prefix codes behind the prefix.
     """
 
     chunks: tuple[Chunk, ...]
     remembers: bool = True
     resampled: bool = False
+    place_axes: int | None = None
+    num_transition: int = 0
+    apart: bool = False
+
+    @property
+    def has_parallel(self) -> bool:
+        """Whether all steps can be fed at once."""
+        return self.remembers or self.apart
 
     def parallel(self) -> Chunk:
         """All steps at once, for teacher forcing: what is remembered first, then what only reads."""
-        if not self.remembers:
+        if not self.has_parallel:
             raise UsageError(
                 "feed 'mask' keeps nothing between steps, so it has no parallel form; train it with objective 'masked'."
             )
         forgotten = np.concatenate([np.arange(len(c)) >= c.num_remembered for c in self.chunks])
         first = np.argsort(forgotten, kind="stable")
-        arrays: dict[str, Any] = {k: np.concatenate([getattr(c, k) for c in self.chunks])[first] for k in _PER_TOKEN}
+        one = self.chunks[0]
+        more = [k for k in ("members", "between") if getattr(one, k) is not None]
+        arrays: dict[str, Any] = {
+            k: np.concatenate([getattr(c, k) for c in self.chunks])[first] for k in (*_PER_TOKEN, *more)
+        }
         moved, starts = np.argsort(first), np.cumsum([0, *(len(c) for c in self.chunks)])
         asked = [
             np.where(c.asked < 0, NOWHERE, moved[c.asked + start])
             for c, start in zip(self.chunks, starts, strict=False)
         ]
         answers = np.concatenate([c.answers for c in self.chunks])
-        return chunk(**arrays, num_remembered=int((~forgotten).sum()), asked=np.concatenate(asked), answers=answers)
+        segment = np.repeat(np.arange(len(self.chunks), dtype=np.int32), [len(c) for c in self.chunks])[first]
+        ranks: dict[str, Any] = {k: arrays.pop(k) for k in more}
+        remembered = int((~forgotten).sum())
+        whole = chunk(**arrays, num_remembered=remembered, asked=np.concatenate(asked), answers=answers)
+        ranks |= {"segment": segment} if self.apart else {}
+        return dataclasses.replace(whole, **ranks, cell_side=one.cell_side, num_outputs=one.num_outputs)
 
     @property
     def num_outputs(self) -> int:
         """How many outputs of each fed token the answers are taken from."""
         asked = self.chunks[0].asked
-        return 1 if asked.ndim == 1 else asked.shape[1]
+        return self.chunks[0].num_outputs if asked.ndim == 1 else asked.shape[1]
 
     @property
     def max_len(self) -> int:

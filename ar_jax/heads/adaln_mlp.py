@@ -11,6 +11,7 @@ from flax import linen as nn
 from jax import Array
 
 from ar_jax.kernels.dense import Dense
+from ar_jax.kernels.dispatch import constrain
 from ar_jax.mixers.norms import make_norm
 
 NUM_FREQUENCIES = 128
@@ -23,6 +24,11 @@ def sinusoid(time: Array) -> Array:
     frequencies = np.exp(np.float32(-np.log(10000)) * np.arange(NUM_FREQUENCIES, dtype=np.float32) / NUM_FREQUENCIES)
     angle = time[..., None].astype(jnp.float32) * frequencies.reshape(*[1] * time.ndim, -1)
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+def _by_batch(x: Array) -> Array:
+    """x [..., B, T, W], cut over devices by B, whatever the weights are cut by: there are many more rows than weights."""
+    return constrain(x, (*[None] * (x.ndim - 3), "batch", None, None)) if x.ndim > 2 else x
 
 
 class ResidualBlock(nn.Module):
@@ -41,7 +47,7 @@ class ResidualBlock(nn.Module):
         shift, scale, gate = jnp.split(modulation(active), 3, axis=-1)
         inner = make_norm("layer", EPSILON, **types)(name="norm")(x) * (1 + scale) + shift
         inner = dense(self.width, name="down")(nn.silu(dense(self.width, name="up")(inner)))
-        return x + gate * inner, None
+        return _by_batch(x + gate * inner), None
 
 
 class AdaLNMLP(nn.Module):
@@ -86,7 +92,7 @@ class AdaLNMLP(nn.Module):
 
     def __call__(self, x: Array, context: Array) -> Array:
         """x [..., C] and context [..., W] to [..., out_channels], float32."""
-        active = nn.silu(context)
-        hidden, _ = self.blocks(self.input(x), active)
+        active = _by_batch(nn.silu(context))
+        hidden, _ = self.blocks(_by_batch(self.input(x)), active)
         shift, scale = jnp.split(self.modulation(active), 2, axis=-1)
         return self.output(self.norm(hidden) * (1 + scale) + shift).astype(jnp.float32)

@@ -57,5 +57,9 @@ SYSTEMS = {
     "lpd": Interop("configs/lpd.py", lazily("lpd:rules"), lazily("tokenizers:llamagen_vq")),
     "npp": Interop("configs/npp.py", lazily("llamagen:rules"), lazily("tokenizers:llamagen_vq")),
     "maskgil": Interop("configs/maskgil.py", lazily("maskgil:rules"), lazily("tokenizers:llamagen_vq")),
+    "dnd_transformer": Interop(
+        "configs/dnd_transformer.py", lazily("dnd_transformer:rules"), lazily("tokenizers:rq_vae")
+    ),
+    "par": Interop("configs/par.py", lazily("par:rules"), lazily("tokenizers:llamagen_vq")),
     "nar": Interop("configs/nar.py", lazily("nar:rules"), lazily("tokenizers:llamagen_vq")),
 }

@@ -45,6 +45,10 @@ REPLAYS = mixers.REPLAYS | {
     "lpd": Replay(r"mit-han-lab/lpd;.*models\.lpd\.LPD", lazily("lpd:replay")),
     "npp": Replay(r"PKU-YuanGroup/Next-Patch-Prediction;.*gpt\.Transformer", lazily("npp:replay")),
     "maskgil": Replay(r"synbol/MaskGIL;.*Network\.gpt\.Transformer", lazily("maskgil:replay")),
+    "dnd_transformer": Replay(
+        r"chenllliang/DnD-Transformer;.*gpt_multitoken_v3\.Transformer", lazily("dnd_transformer:replay")
+    ),
+    "par": Replay(r"(Epiphqny|YuqingWang1029)/PAR;.*gpt\.Transformer", lazily("par:replay")),
     "nar": Replay(r"ThisisBillhe/NAR;.*gpt\.Transformer", lazily("nar:replay")),
     "titok": Replay(r"bytedance/1d-tokenizer;.*modeling\.titok\.TiTok", lazily("replay_tokenizers:replay_titok")),
 }

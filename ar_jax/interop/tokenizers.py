@@ -12,12 +12,14 @@ from ar_jax.interop.rules import (
     POINTWISE,
     Rule,
     conv,
+    copied,
     each,
     embedding,
     linear,
     norm,
     packed_linear,
     prefixed,
+    rows,
     same,
     split,
     stacked,
@@ -83,6 +85,20 @@ def var_vqvae(tokenizer: LearnedTokenizer) -> list[Rule]:
             unused(f"{official}.weight", f"{official}.bias"),
         ),
         *unused("quantize.ema_vocab_hit_SV", required=False),
+    ]
+
+
+def rq_vae(tokenizer: LearnedTokenizer) -> list[Rule]:
+    """RQ-VAE (arXiv:2203.01941) with one table for all depths; its padding, counts and sums are not needed."""
+    quantizer, table = tokenizer.network.quantizer, "quantizer.codebooks.{}.weight"
+    sums = ("cluster_size_ema", "embed_ema")
+    return [
+        *_encoder(tokenizer.network.encoder.options, LDM, "encoder."),
+        *_decoder(tokenizer.network.decoder.options, LDM, "decoder."),
+        *_quant_convs(),
+        rows(table.format(0), {"quantizer/codebook/embedding": (0, quantizer.vocab_size)}, quantizer.vocab_size + 1),
+        *(copied(table.format(i), of=table.format(0)) for i in range(1, quantizer.depth)),
+        *unused(*(f"quantizer.codebooks.{i}.{n}" for i in range(quantizer.depth) for n in sums), required=False),
     ]
 
 

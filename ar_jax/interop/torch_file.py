@@ -2,7 +2,7 @@
 
 The pickle inside such a file may name any function of any module to be called. Here only tensors and plain containers
 are made; every other name becomes an inert object, never imported and never called. Values stay in the file until they
-are used: arrays are views of a memory map.
+are used: arrays are views of a memory map. (Those of files before torch 1.6 are read at once.)
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def read_torch(path: Path) -> Any:
     """What torch.save has written to a file: dicts, lists, numbers, strings, and tensors as arrays that cannot be written.
 
     Args:
-      path: of a .pt, .pth, .bin or .ckpt file in the zip format (torch 1.6 and newer).
+      path: of a .pt, .pth, .bin or .ckpt file, in the zip format or in that of torch before 1.6.
 
     Raises:
       UsageError: the file is missing, damaged or of another format.
@@ -80,9 +80,8 @@ def read_torch(path: Path) -> Any:
         with path.open("rb") as file:
             start = file.read(32)
         if LEGACY_MAGIC in start:
-            raise UsageError(
-                f"{path} is in the format of torch before 1.6; load it with torch and save it again with torch.save."
-            )
+            with path.open("rb") as file:
+                return _read_legacy(file, path.stat().st_size)
         if not start.startswith(ZIP_MAGIC):
             raise UsageError(f"{path} is no file of torch.save; give a .safetensors, .pt or .pth file.")
         with zipfile.ZipFile(path) as archive:
@@ -105,6 +104,43 @@ def _read(archive: zipfile.ZipFile, path: Path) -> Any:
     order = archive.read(f"{root}byteorder").decode() if f"{root}byteorder" in names else "little"
     machine = _Machine(io.BytesIO(archive.read(found[0])), _Storages(archive, path, root, order))
     return machine.load()
+
+
+def _read_legacy(file: io.BufferedReader, size: int) -> Any:
+    """Five pickles (a number, a version, facts of the machine, the tree, the keys of its storages), then the storages' values."""
+    storages = _Streamed(size)
+    _, _, facts, tree, keys = (_Machine(file, storages).load() for _ in range(5))
+    if not isinstance(facts, dict) or not facts.get("little_endian") or not isinstance(keys, list):
+        raise ValueError("bytes in big-endian order, or no list of storages")
+    storages.fill(file, keys)
+    return tree
+
+
+class _Streamed:
+    """The values of tensors whose file has them one after another behind the tree: zeros until they are filled in."""
+
+    def __init__(self, file_size: int):
+        self._left, self._arrays = file_size, dict[str, np.ndarray]()
+
+    def read(self, dtype: np.dtype, key: str, size: int) -> np.ndarray:
+        """[size] zeros."""
+        self._left -= max(size, 0) * dtype.itemsize
+        if size < 0 or self._left < 0 or key in self._arrays:
+            raise ValueError(f"storage {key!r} is shorter than its tensors")
+        self._arrays[key] = np.zeros(size, dtype)
+        return self._arrays[key]
+
+    def fill(self, file: io.BufferedReader, keys: list[Any]) -> None:
+        """Reads the values of all storages: of each its size as eight bytes, then its bytes."""
+        for key in keys:
+            values = self._arrays.pop(key).view(np.uint8)
+            (size,) = struct.unpack("<q", file.read(8))
+            found = file.read(len(values))
+            if size < 0 or len(found) != len(values) or size > 0 and len(values) % size:
+                raise ValueError(f"storage {key!r} is shorter than its tensors")
+            values[:] = np.frombuffer(found, np.uint8)
+        if self._arrays:
+            raise ValueError(f"storage {next(iter(self._arrays))!r} is missing")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +182,7 @@ class _Storages:
 class _Machine(pickle.Unpickler):
     """Reads a pickle in which only the names below mean something."""
 
-    def __init__(self, file: io.BytesIO, storages: _Storages):
+    def __init__(self, file: io.BytesIO | io.BufferedReader, storages: _Storages | _Streamed):
         super().__init__(file, encoding="utf-8")
         self._storages = storages
         self._read: dict[tuple[str, str], np.ndarray] = {}
@@ -170,10 +206,12 @@ class _Machine(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> np.ndarray:
         """A storage, [size]; the same one for the same key."""
-        kind, storage, key, _, size = pid
+        kind, storage, key, _, size, *view = pid
         dtype = getattr(storage, "storage", None)
         if kind != "storage" or dtype is None:
             raise ValueError(f"a storage of the unknown kind {getattr(storage, '__name__', kind)!r}")
+        if any(part is not None for part in view):
+            raise ValueError(f"storage {key!r} is a view of another")
         place = (key, dtype.name)
         if place not in self._read:
             self._read[place] = self._storages.read(dtype, key, size)

@@ -19,8 +19,8 @@ PLATFORMS = {
 }
 DEFAULTS = {"tpu": "pallas_tpu", "gpu": "pallas_gpu"}  # elsewhere: "xla"
 
-# Axes of a mesh over which batches and heads are cut; other axes of the mesh hold copies.
-MESH_AXES = {"batch": ("data", "fsdp"), "heads": ("tensor",)}
+# Axes of a mesh over which batches, heads and the tokens of a sequence are cut; other axes of the mesh hold copies.
+MESH_AXES = {"batch": ("data", "fsdp"), "heads": ("tensor",), "sequence": ("sequence",)}
 
 
 def platform() -> str:
@@ -54,15 +54,15 @@ def choose_form(op: str, forms: Mapping[str, Any], implementation: str | None, d
 
 
 def on_each_device(form: Callable[..., Any], arrays: Any, axes: Any, out_axes: Any) -> Any:
-    """form(arrays) where each device works on its own part of the batch and of the heads.
+    """form(arrays) where each device works on its own part of the batch, of the heads and of a sequence.
 
     The compiler cannot cut a Pallas kernel by itself. Without a mesh in use (`jax.set_mesh`) with axes of MESH_AXES this
     is a plain call. An axis is left whole where it does not divide every array's.
 
     Args:
-      form: a function of `arrays`, the same for any batch and number of heads.
+      form: a function of `arrays`, the same for any batch, number of heads and length of the axes called "sequence".
       arrays: a pytree of arrays; None is no leaf.
-      axes: the same pytree with a tuple for each array: for each of its axes "batch", "heads" or None. Axes of size 1
+      axes: the same pytree with a tuple for each array: for each of its axes a key of MESH_AXES or None. Axes of size 1
         are shared by all, and stay whole.
       out_axes: such tuples for the pytree that form returns.
 
@@ -77,7 +77,7 @@ def on_each_device(form: Callable[..., Any], arrays: Any, axes: Any, out_axes: A
     ]
     if not free:
         return form(arrays)
-    is_axes = lambda x: isinstance(x, tuple) and all(a in (None, "batch", "heads") for a in x)  # noqa: E731
+    is_axes = lambda x: isinstance(x, tuple) and all(a is None or a in MESH_AXES for a in x)  # noqa: E731
     leaves = jax.tree.leaves(arrays)
     each = jax.tree.leaves(axes, is_leaf=is_axes)
     cut = {kind: _cut(kind, mesh.shape, free, leaves, each) for kind in MESH_AXES}
@@ -92,6 +92,15 @@ def on_each_device(form: Callable[..., Any], arrays: Any, axes: Any, out_axes: A
     outs = jax.tree.map(lambda axis: spec(None, axis), out_axes, is_leaf=is_axes)
     mapped = jax.shard_map(form, mesh=mesh, in_specs=(ins,), out_specs=outs, axis_names=set(free), check_vma=False)
     return mapped(arrays)
+
+
+def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """x, cut over the mesh in use by the keys of MESH_AXES that its axes have; itself where there is no such mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    free = [n for n, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto]
+    free = [name for name in free if mesh.shape[name] > 1]
+    spec = [_cut(kind, mesh.shape, free, [x], [axes]) if kind else None for kind in axes]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec)) if any(spec) else x
 
 
 def _cut(

@@ -5,6 +5,7 @@ from ar_jax.mixers.agalite import AGaLiTe
 from ar_jax.mixers.axial import Axial
 from ar_jax.mixers.chela import CHELA
 from ar_jax.mixers.combiner import Combiner
+from ar_jax.mixers.conditioned_attention import ConditionedEncoder
 from ar_jax.mixers.convolution import Convolution
 from ar_jax.mixers.delta import Delta
 from ar_jax.mixers.fixed_point_attention import FixedPointAttention
@@ -12,6 +13,7 @@ from ar_jax.mixers.fnet import FNet
 from ar_jax.mixers.gss import GSS
 from ar_jax.mixers.hgrn import HGRN
 from ar_jax.mixers.hrrformer import Hrrformer
+from ar_jax.mixers.hyper_zzw import HyperZZW
 from ar_jax.mixers.lightnet import LightNet
 from ar_jax.mixers.lightweight_convolution import LightweightConvolution
 from ar_jax.mixers.linear import Linear
@@ -73,4 +75,6 @@ MIXERS = {
     "agalite": AGaLiTe,
     "ttt": TTT,
     "fixed_point": FixedPointAttention,
+    "hyper_zzw": HyperZZW,
+    "conditioned_attention": ConditionedEncoder,
 }

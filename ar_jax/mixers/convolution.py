@@ -16,7 +16,11 @@ from ar_jax.mixers.protocol import Tokens
 
 
 class Convolution(nn.Module):
-    """out_t = W_o (silu(W_g x_t) * sum_{j<width} w_j * W_v x_{t-j}), one filter w per channel (cf. arXiv:1901.10430)."""
+    """out_t = W_o (silu(W_g x_t) * sum_{j<width} w_j * W_v x_{t-j}), one filter w per channel (cf. arXiv:1901.10430).
+
+    Attributes:
+      width: taps of the filters, the present token's first; with one alone tokens do not read each other.
+    """
 
     embed_dim: int
     width: int = 4
@@ -28,10 +32,8 @@ class Convolution(nn.Module):
 
     def setup(self) -> None:
         """Projections and the filters [width, D], the present token's first."""
-        if self.width < 2:
-            raise UsageError(
-                f"config.model.mixer.width={self.width} must be at least 2: a filter of one token mixes nothing."
-            )
+        if self.width < 1:
+            raise UsageError(f"config.model.mixer.width={self.width} must be at least 1, the present token.")
         dense = functools.partial(Dense, self.embed_dim, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype)
         self.value, self.gate, self.out = dense(), dense(), dense()
         self.filters = self.param(

@@ -33,6 +33,8 @@ class Tokens:
       num_readable: a state holds at most so many tokens after these; None where that is not known.
       asked: [B or 1, T] bool, tokens whose outputs are asked for; None where all are, or no model asks.
       num_asked: how many these are in each example.
+      features: [B or 1, T, F] float32, what is known of the tokens from outside, such as a lexicon's entries; None where no
+        model asks.
     """
 
     step: Array
@@ -46,6 +48,7 @@ class Tokens:
     segment: Array | None = None
     asked: Array | None = None
     num_asked: int | None = struct.field(pytree_node=False, default=None)
+    features: Array | None = None
 
     def part(self, piece: slice) -> Tokens:
         """The tokens of a piece [start:stop] of the sequence."""

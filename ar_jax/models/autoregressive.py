@@ -27,13 +27,15 @@ Resample = Callable[[Params, Array, np.ndarray], Array]
 class Autoregressive:
     """p(x) = prod_k p(x[G_k] | x[G_<k]).
 
-    Parameters are a mapping: "generator" are the network's, "tokenizer" the tokenizer's (for a resampled feed only).
+    Parameters are a mapping: "generator" are the network's, "tokenizer" the tokenizer's (where what is fed comes from it).
 
     Attributes:
       generator: the network.
       order: the groups G_k.
       feed: what the network is given in step k.
       token_shape: () where tokens are numbers, (C,) where they are vectors.
+      vectors: the tokenizer's function of its parameters and tokens [B, n]: their vectors [B, n, C], which are fed in their
+        place; None feeds the tokens.
       resample: for a resampled feed, the tokenizer's function of its parameters, values [B, L] and n slots: what is known
         at these slots before their step, [B, n, C].
     """
@@ -43,16 +45,18 @@ class Autoregressive:
     feed: Feed
     token_shape: tuple[int, ...] = ()
     resample: Resample | None = None
+    vectors: Callable[[Params, Array], Array] | None = None
 
     def init(self, key: Array) -> Params:
         """Fresh parameters of the network."""
         context, values = self.context(key, 1), self.empty_values(1)
         chunk = (
             self.feed.parallel()
-            if self.feed.remembers
+            if self.feed.has_parallel
             else masked_chunk(self.order.length, self.num_prefix, jnp.zeros(1, jnp.int32))
         )
-        content = jnp.zeros((1, len(chunk), *self._content_shape), self._content_dtype)
+        merged = () if chunk.members is None else chunk.members.shape[1:]
+        content = jnp.zeros((1, len(chunk), *merged, *self._content_shape), self._content_dtype)
         variables = self.generator.init(key, content, context, chunk, values, key, method="init_all")
         return {"generator": variables["params"]}
 
@@ -60,6 +64,17 @@ class Autoregressive:
     def num_prefix(self) -> int:
         """The number of prefix tokens."""
         return self.generator.condition.num_tokens
+
+    @property
+    def num_stages(self) -> int:
+        """In how many stages the network runs in each step: behind each it is asked, and the next one reads the answers."""
+        return getattr(self.generator.decoder, "num_stages", 1)
+
+    @property
+    def step_sizes(self) -> tuple[int, ...]:
+        """How many tokens each evaluation of the network generates: several steps of the order, if it runs in stages."""
+        count = self.order.num_steps // len(self.feed.chunks)
+        return tuple(sum(self.order.sizes[i : i + count]) for i in range(0, self.order.num_steps, count))
 
     @property
     def _content_shape(self) -> tuple[int, ...]:
@@ -84,7 +99,7 @@ class Autoregressive:
             raise UsageError(
                 "config.sampling.order fills other places than config.order; choose an order of the same grid."
             )
-        kinds = [(f.remembers, f.resampled, f.num_outputs) for f in (feed, self.feed)]
+        kinds = [(f.remembers, f.apart, f.resampled, f.num_outputs, f.num_transition) for f in (feed, self.feed)]
         if kinds[0] != kinds[1]:
             raise UsageError(
                 "config.sampling.order needs another feed than the model was trained with; choose another."
@@ -129,9 +144,40 @@ class Autoregressive:
         """
         content = self._content(params, values, context, chunk)
         rngs = None if dropout_key is None else {"dropout": dropout_key}
-        variables = {"params": params["generator"]}
-        answers = self.generator.apply(variables, content, context, chunk, state, dropout_key is None, rngs=rngs)
-        return cast(Any, answers)
+        variables, between = {"params": params["generator"]}, self._between(params, values, context, chunk)
+        fed = content, context, chunk, state, dropout_key is None, between
+        return cast(Any, self.generator.apply(variables, *fed, rngs=rngs))
+
+    def read_stage(
+        self,
+        number: int,
+        params: Params,
+        values: Array,
+        context: Context,
+        chunk: Chunk,
+        state: State | None,
+        x: Array | None,
+    ) -> tuple[Array, Array | None, State | None]:
+        """What `read` does, up to the next answers: of a network that runs in one stage, all of it.
+
+        Args:
+          number: of the stage.
+          params: see the class.
+          values: as in `read`, with the answers of the stages before written.
+          context: order and condition of each example.
+          chunk: what is fed.
+          state: as the stage before has left it.
+          x: what the stage before has handed on; None in the first one.
+
+        Returns:
+          Hidden vectors [B, T, D], of which `chunk.stage(number)` picks the answers; what the next stage needs; the state.
+        """
+        if self.num_stages == 1:
+            hidden, state = self.read(params, values, context, chunk, state)
+            return hidden, None, state
+        content, between = self._content(params, values, context, chunk), self._between(params, values, context, chunk)
+        given = number, content, context, chunk, state, x, between
+        return cast(Any, self.generator.apply({"params": params["generator"]}, *given, method="stage"))
 
     def finished(self, values: Array) -> Array:
         """Values [B, L, ...] as the tokenizer has them: of a blank that was drawn, its last token; see `Embedding.blank_token`."""
@@ -143,10 +189,10 @@ class Autoregressive:
         """[B, T, ...], or [B, T, K, ...] of members, what is fed; anything where the source is no rank."""
         if chunk.members is not None:
             ranks = jnp.asarray(chunk.members)
-            found = take(values, slots_of(context.slots, ranks.reshape(1, -1)))
+            found = self._found(params, values, slots_of(context.slots, ranks.reshape(1, -1)))
             return found.reshape(len(values), *ranks.shape, *found.shape[2:])
         if not self.feed.resampled or self.resample is None:
-            return take(values, slots_of(context.slots, jnp.atleast_2d(jnp.asarray(chunk.source))))
+            return self._found(params, values, slots_of(context.slots, jnp.atleast_2d(jnp.asarray(chunk.source))))
         source = np.asarray(chunk.source)  # known while tracing: runs of a resampled feed are single steps
         fed, content = source >= 0, jnp.zeros((len(values), len(source), *self._content_shape), self._content_dtype)
         if not fed.any():
@@ -154,6 +200,24 @@ class Autoregressive:
         slots = np.argsort(self.order.step, kind="stable")[source[fed]]
         return content.at[:, np.flatnonzero(fed)].set(self.resample(params["tokenizer"], values, slots))
 
+    def _found(self, params: Params, values: Array, slots: Array) -> Array:
+        """What stands on slots [B, n], as it is fed."""
+        found = take(values, slots)
+        return found if self.vectors is None else self.vectors(params["tokenizer"], found)
+
+    def _between(self, params: Params, values: Array, context: Context, chunk: Chunk) -> Array | None:
+        """[B, T, R - 1], the tokens that are read between the layers."""
+        if chunk.between is None:
+            return None
+        ranks = jnp.asarray(chunk.between)
+        found = self._found(params, values, slots_of(context.slots, ranks.reshape(1, -1)))
+        return found.reshape(len(values), *ranks.shape, *found.shape[2:])
+
     def ask(self, params: Params, method: str, *args: Any, **options: Any) -> Any:
         """Calls a method of the head, such as "loss", "log_prob" or "sample" of hidden vectors; see `Head`."""
         return self.generator.apply({"params": params["generator"]}, method, *args, **options, method="ask")
+
+    def ask_stage(self, number: int, params: Params, method: str, *args: Any, **options: Any) -> Any:
+        """The same of the hidden vectors of one stage; the head may have a distribution of its own for each."""
+        own = self.num_stages > 1 and getattr(self.generator.head, "num_outputs", 1) > 1
+        return self.ask(params, method, *args, **options, **({"output": number} if own else {}))

@@ -13,6 +13,7 @@ from jax import Array
 
 from ar_jax.config import UsageError, choose
 from ar_jax.kernels.dense import Dense
+from ar_jax.kernels.dispatch import constrain
 from ar_jax.mixers.norms import NORMS, make_norm
 from ar_jax.mixers.protocol import Mixer, State, Tokens
 from ar_jax.models.dropout import Dropout
@@ -27,7 +28,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 ADALN = ("none", "block", "shared")
-RESIDUALS = ("add", "gru")
+RESIDUALS = ("add", "gru", "none")
 MLPS = ("all", "last", "none")
 MakeMixer = Callable[[], Mixer]
 
@@ -44,7 +45,8 @@ class BlockOptions:
       last_norm: of the norm behind the last block, where it is another; "" takes the same.
       norm_first: pre-norm blocks, x + f(norm(x)); otherwise post-norm ones, norm(x + f(x)).
       side_by_side: mixer and MLP read the same x: x + mixer(norm(x)) + mlp(norm'(x)) (GPT-NeoX, arXiv:2204.06745).
-      residual: "add", or "gru": a gate lets in what mixer and MLP make, behind a relu (GTrXL, arXiv:1910.06764).
+      residual: "add", or "gru": a gate lets in what mixer and MLP make, behind a relu (GTrXL, arXiv:1910.06764), or "none":
+        mlp(norm(mixer(norm(x)))) (Terminator, arXiv:2401.17948).
       activation: a key of ACTIVATIONS.
       gated: whether the MLPs are gated (arXiv:2002.05202).
       mlp_bias: whether the MLPs' projections have biases.
@@ -92,9 +94,10 @@ class BlockOptions:
             raise UsageError(
                 "config.model.side_by_side needs norm_first=True and adaln='none'; set them, or it to False."
             )
-        if self.residual == "gru" and (self.side_by_side or self.adaln != "none" or not self.norm_first):
+        if self.residual != "add" and (self.side_by_side or self.adaln != "none" or not self.norm_first):
             raise UsageError(
-                "config.model.residual='gru' needs norm_first=True, adaln='none' and no side_by_side; set them, or 'add'."
+                f"config.model.residual={self.residual!r} needs norm_first=True, adaln='none' and no side_by_side; "
+                "set them, or 'add'."
             )
         self._check_adaln()
         if self.mlp_dim is not None and self.mlp_dim < 1:
@@ -107,9 +110,9 @@ class BlockOptions:
             )
         if self.adaln == "shared" and self.mlps == "last":
             raise UsageError("config.model.adaln='shared' needs blocks that are alike; set mlps to 'all' or 'none'.")
-        if self.mlps != "all" and (not self.norm_first or self.residual != "add"):
+        if self.mlps != "all" and (not self.norm_first or self.residual == "gru"):
             raise UsageError(
-                f"config.model.mlps={self.mlps!r} needs norm_first=True and residual='add'; set them, or mlps='all'."
+                f"config.model.mlps={self.mlps!r} needs norm_first=True and no residual='gru'; set them, or mlps='all'."
             )
 
     @property
@@ -216,11 +219,17 @@ class Block(nn.Module):
           state: the mixer's, or None for a whole sequence.
           deterministic: no dropout.
         """
+        x = constrain(x, ("batch", "sequence", None))
         mix = functools.partial(self._mix, tokens=tokens, state=state, deterministic=deterministic)
         if not self.options.norm_first:
             mixed, state = mix(x)
             x = self.mixer_norm(x + mixed)
             return self.mlp_norm(x + self.dropout(self.mlp(x), deterministic=deterministic)), state
+        if self.options.residual == "none":
+            x, state = mix(self.mixer_norm(x))
+            return self.dropout(
+                self.mlp(self.mlp_norm(x)), deterministic=deterministic
+            ) if self.ends_in_mlp else x, state
         if self.options.residual == "gru":
             mixed, state = mix(self.mixer_norm(x))
             x = self.mixer_gate(x, nn.relu(mixed))

@@ -22,6 +22,8 @@ def build_generator(
     vocab_size: int,
     channels: int,
     blank: bool,
+    num_transition: int = 0,
+    num_merged: int = 1,
 ) -> Generator:
     """The generator that a config describes.
 
@@ -34,6 +36,8 @@ def build_generator(
       vocab_size: see Generator.
       channels: see Generator.
       blank: some fed tokens have no value.
+      num_transition: see Generator.
+      num_merged: see Generator.
 
     Raises:
       UsageError: a key that no part has, or a value that no part takes.
@@ -55,7 +59,9 @@ def build_generator(
         for name, part in parts.items()
     )
     num_rows = len(position) + condition.num_tokens
-    grid = tuple(1 + max(axis) for axis in zip(*position, strict=True))
+    grid = tuple(1 + max(axis) for axis in zip(*position, strict=True)) * (1 + embedding.target_axes)
+    if embedding.direction_modulation and options.adaln == "none":
+        raise UsageError("config.model.direction_modulation needs a vector of adaLN; set config.model.adaln='block'.")
     fields = {"position_axes": len(grid), "grid": grid, "num_rows": num_rows} | options.types
     fields["num_prefix"] = condition.num_tokens
     given = {
@@ -82,4 +88,6 @@ def build_generator(
         vocab_size=vocab_size,
         channels=channels,
         blank=blank and decoder.reads_blanks,
+        num_transition=num_transition,
+        num_merged=num_merged,
     )

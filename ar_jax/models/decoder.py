@@ -152,6 +152,8 @@ class Decoder(nn.Module):
       options: of the blocks.
       branch_layers: gives each token further outputs, side by side behind the first: each is read, through a norm of its
         own, so many layers behind the one before it (NAR, arXiv:2503.10696, has one layer for each further axis).
+      reads_answers: the token that an output gives is drawn before the layers behind it, which read it: its embedding is
+        added to what they get (DnD-Transformer, arXiv:2410.01912, sec. 2.3).
     """
 
     embed_dim: int
@@ -159,8 +161,10 @@ class Decoder(nn.Module):
     options: BlockOptions
     num_layers: int = 4
     branch_layers: Sequence[int] = ()
+    reads_answers: bool = False
 
     reads_blanks: ClassVar[bool] = True
+    keeps_segments_apart: ClassVar[bool] = True
 
     def setup(self) -> None:
         """The stack, those of further outputs, and what the condition does to the last norms and to all blocks."""
@@ -191,6 +195,11 @@ class Decoder(nn.Module):
         """How many outputs each token has, side by side."""
         return 1 + len(self.branch_layers)
 
+    @property
+    def num_stages(self) -> int:
+        """In how many stages a step runs, with a draw behind each."""
+        return self.num_outputs if self.reads_answers else 1
+
     @nn.nowrap
     def init_state(self, batch_size: int, max_len: int, max_step_len: int) -> State:
         """See Backbone; where there are branches, the states of all stacks."""
@@ -199,7 +208,7 @@ class Decoder(nn.Module):
             Stack(self.mixers, n, self.options).init_state(batch_size, max_len, max_step_len) if n else ()
             for n in counts
         )
-        return states if self.branch_layers else states[0]
+        return states if self.branch_layers or self.reads_answers else states[0]
 
     def __call__(
         self,
@@ -208,20 +217,36 @@ class Decoder(nn.Module):
         vector: Array | None = None,
         state: State | None = None,
         deterministic: bool = True,
+        between: Array | None = None,
     ) -> tuple[Array, State | None]:
-        """See Backbone."""
-        told = self.shared_modulation(vector) if vector is not None and self.options.adaln == "shared" else vector
-        before = state if self.branch_layers and state is not None else (state,) * self.num_outputs
+        """See Backbone; between [B, T, R - 1, D] is added to the stream behind all outputs but the last."""
+        many = self.branch_layers or self.reads_answers
+        before = state if many and state is not None else (state,) * self.num_outputs
         outputs, after = [], []
-        for i, stack in enumerate((self.stack, *self.branches)):
-            new = before[i]
-            if stack is not None:
-                x, new = stack(x, tokens, told, before[i], deterministic)
-            outputs.append(self._finished(x, i, vector))
+        for i in range(self.num_outputs):
+            x = x if between is None or not i else x + between[:, :, i - 1]
+            out, x, new = self.stage(i, x, tokens, vector, before[i], deterministic)
+            outputs.append(out)
             after.append(new)
-        if not self.branch_layers:
+        if not many:
             return outputs[0], after[0]
         return jnp.concatenate(outputs, axis=-1), None if state is None else tuple(after)
+
+    def stage(
+        self,
+        number: int,
+        x: Array,
+        tokens: Tokens,
+        vector: Array | None = None,
+        state: State | None = None,
+        deterministic: bool = True,
+    ) -> tuple[Array, Array, State | None]:
+        """The layers from one output to the next: that output [B, T, D], the stream [B, T, D] and the stage's state."""
+        told = self.shared_modulation(vector) if vector is not None and self.options.adaln == "shared" else vector
+        stack = (self.stack, *self.branches)[number]
+        if stack is not None:
+            x, state = stack(x, tokens, told, state, deterministic)
+        return self._finished(x, number, vector), x, state
 
     def _finished(self, x: Array, output: int, vector: Array | None) -> Array:
         """One output of the tokens, normed and modulated."""

@@ -48,5 +48,6 @@ class Backbone(Protocol):
         Returns:
           [B, T, D], and the state after these tokens (None if none was given). A backbone that does not use what a token
           was fed for may return anything in its place, as long as it is not asked. One that has an attribute `num_outputs`
-          returns so many outputs of each token side by side, [B, T, num_outputs D], as feed "neighbors" asks for.
+          returns so many outputs of each token side by side, [B, T, num_outputs D], as feed "neighbors" asks for. One that
+          has an attribute `keeps_segments_apart` serves packed sequences, which feed "recent" needs.
         """

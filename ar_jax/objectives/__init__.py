@@ -1,6 +1,7 @@
 """Objectives: what is trained. A new objective is one file and a line in this table."""
 
 from ar_jax.objectives.gate_distillation import GateDistillation
+from ar_jax.objectives.learned_order import LearnedOrder
 from ar_jax.objectives.masked import Masked
 from ar_jax.objectives.next_patch import NextPatch
 from ar_jax.objectives.next_token import NextToken, Permuted
@@ -13,4 +14,5 @@ OBJECTIVES = {
     "gate_distillation": GateDistillation,
     "random_groups": RandomGroups,
     "next_patch": NextPatch,
+    "learned_order": LearnedOrder,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +50,8 @@ class Masked:
     known_weight: float = 0.0
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+
+    masked: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuses an unknown schedule or share."""

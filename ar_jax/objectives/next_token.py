@@ -37,6 +37,13 @@ class NextToken:
         if self.num_answers < 0:
             raise UsageError(f"config.objective.num_answers={self.num_answers} must be at least 0, which trains all.")
 
+    def check(self, model: Autoregressive) -> None:
+        """Raises UsageError where a run of answers may begin in the middle of what one token answers."""
+        if self.num_answers and model.feed.chunks[0].num_outputs > 1:
+            raise UsageError(
+                "config.objective.num_answers does not go with feed 'merge'; set it to 0, which trains all."
+            )
+
     def __call__(
         self, model: Autoregressive, params: Params, values: Array, condition: Array | None, key: Array, progress: Array
     ) -> Loss:
@@ -79,6 +86,11 @@ class Permuted:
     anneal_end: float = 0.75
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+
+    def check(self, model: Autoregressive) -> None:
+        """Raises UsageError where tokens are fed together that a permutation would tear apart."""
+        if model.feed.chunks[0].num_outputs > 1:
+            raise UsageError("config.objective.kind='permuted' does not go with feed 'merge'; use 'next_token'.")
 
     def __call__(
         self, model: Autoregressive, params: Params, values: Array, condition: Array | None, key: Array, progress: Array

@@ -13,7 +13,11 @@ Loss = tuple[Array, dict[str, Array]]
 
 
 class Objective(Protocol):
-    """What is trained. Pure and traceable."""
+    """What is trained. Pure and traceable.
+
+    One that trains networks that are fed all that is known in every step has an attribute `masked`, which is True. One that knows
+    no likelihood but a lower bound of it has a method `bound(model, params, values, condition, key)`, [B] nats.
+    """
 
     def __call__(
         self, model: Autoregressive, params: Params, values: Array, condition: Array | None, key: Array, progress: Array

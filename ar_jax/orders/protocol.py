@@ -26,7 +26,8 @@ class Order:
       position: [L, D] int32, where slot i lives: its coordinates on the grid; with several grids the index of the grid
         comes first and the coordinates count cells of the finest grid.
       shuffled: each example deals its slots anew, from a key, to steps of these same sizes.
-      adaptive: which slots a step settles is decided by the model's confidence in them (MaskGIT); its sizes are kept.
+      adaptive: which slots a step settles is decided by the model, by its confidence in them (MaskGIT) or by a policy of its own
+        (LO-ARM); the sizes of the steps are kept.
       deal: how a shuffled order deals its slots: (key, which of them come first, [L] bool) to the slots of one example, [L]
         int32 in the order of their generation; None deals them evenly.
     """

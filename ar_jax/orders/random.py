@@ -119,7 +119,8 @@ def random(
       num_steps: the permuted tokens are cut into this many steps; None gives one token a step.
       sizes: how the steps' sizes grow, "cosine", "arccos", "uniform", "rounded_cosine", "arccos_shares" or
         "cosine_shares", or the numbers themselves.
-      adaptive: each step keeps the tokens that the model is surest of (MaskGIT); for feed 'mask'.
+      adaptive: each step keeps the tokens that the model is surest of (MaskGIT), or that its order policy draws (LO-ARM, S204);
+        for feed 'mask'.
 
     Raises:
       UsageError: more steps than tokens, an unknown `sizes`, or numbers that do not add up.

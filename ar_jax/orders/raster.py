@@ -18,8 +18,13 @@ def column(layout: Layout) -> Order:
     return one_by_one(lexicographic(*coordinates(layout).T[::-1]), layout)
 
 
-def right_to_left(layout: Layout) -> Order:
-    """Raster order with the last axis running backwards, so that the digits of a sum come after their carries (S201)."""
+def right_to_left(layout: Layout, columns: bool = False) -> Order:
+    """Raster order with the last axis running backwards, so that the digits of a sum come after their carries (S201).
+
+    Args:
+      layout: one grid.
+      columns: the last axis is the slowest: column by column, each from its first row to its last.
+    """
     one_grid(layout, "right_to_left")
-    *slow, fast = coordinates(layout).T
-    return one_by_one(lexicographic(*slow, -fast), layout)
+    *others, last = coordinates(layout).T
+    return one_by_one(lexicographic(-last, *others) if columns else lexicographic(*others, -last), layout)

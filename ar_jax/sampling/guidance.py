@@ -23,6 +23,8 @@ SCHEDULES: dict[str, GuidanceSchedule] = {
     "linear_mar": lambda sizes, power: np.minimum(np.cumsum(sizes), sizes.sum() - 1) / sizes.sum(),
     # from nothing in the first step to everything in the last (VAR, arXiv:2404.02905)
     "linear_steps": lambda sizes, power: np.arange(len(sizes)) / max(len(sizes) - 1, 1),
+    # the same up to half of the steps, then everything (Token-Shuffle, arXiv:2504.17789)
+    "half_linear": lambda sizes, power: np.minimum(2 * _steps(sizes), 1),
     # in proportion to the steps done before (MaskGIT as in TiTok's code)
     "linear_before": lambda sizes, power: _steps(sizes),
     # (1 - cos(pi progress^power)) / 2 of the steps done before (MDT, arXiv:2303.14389; RAR, arXiv:2411.00776)

@@ -26,7 +26,7 @@ def log_prob(model: Autoregressive, params: Params, values: Array, context: Cont
     Returns:
       [B] float32.
     """
-    if model.feed.remembers:
+    if model.feed.has_parallel:
         hidden, target = teacher_forced(model, model.feed.parallel(), params, values, context)
         return model.ask(params, "log_prob", hidden, target).sum(axis=1)
 

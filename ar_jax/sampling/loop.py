@@ -77,7 +77,7 @@ def generate(
       noise: where draws come from, such as `drawn_from(key)`.
       settings: temperature and filters.
       guidance_scales: [num_steps] scales of classifier-free guidance, or [num_steps, L] for each rank its own; None runs the
-        model once per step instead of twice.
+        model once per step instead of twice. A step is an evaluation of the network.
       given: tokens to keep.
       temperature_factors: [num_steps], the temperature is multiplied with in each step; None for ones.
 
@@ -96,20 +96,25 @@ def generate(
 
     def body(carry: tuple[Array, Array, State], step: Step, chunk: Chunk) -> tuple[Array, Array, State]:
         values, slots, state = carry
-        now = dataclasses.replace(context, slots=slots)
-        seen, fed = (jnp.concatenate([values, values]), both_branches(now)) if guided else (values, now)
-        hidden, state = model.read(params, seen, fed, chunk, state)
-        hidden = chunk.pick(hidden)
-        asked = slots[:, jnp.maximum(chunk.answers, 0)]  # [B, n]
+        now, passed_on = dataclasses.replace(context, slots=slots), None
         warm = settings if factors is None else _warmed(settings, factors[step])
-        steered = () if scales is None else (hidden[batch:], _scale_of(scales[step], chunk))
-        source = noise(step, asked)
-        out = model.ask(params, method, hidden[:batch], source, warm, *steered)
-        drawn, confidence = out if model.order.adaptive else (out, None)
-        kept = jnp.broadcast_to(chunk.answers < 0, asked.shape)
-        if given is not None:
-            kept |= take(given.mask, asked)
-        values = _written(values, drawn, asked, kept)
+        for stage in range(model.num_stages):
+            seen, fed = (jnp.concatenate([values, values]), both_branches(now)) if guided else (values, now)
+            hidden, passed_on, state = model.read_stage(stage, params, seen, fed, chunk, state, passed_on)
+            part = chunk if model.num_stages == 1 else chunk.stage(stage)
+            hidden = part.pick(hidden)
+            asked = slots[:, jnp.maximum(part.answers, 0)]  # [B, n]
+            steered = () if scales is None else (hidden[batch:], _scale_of(scales[step], part))
+            source = noise(step, asked) if model.num_stages == 1 else noise(step, asked).fold_in(stage)
+            together = {}
+            if given is not None and getattr(model.generator.head, "draws_jointly", False):
+                together = {"given": (take(values, asked), take(given.mask, asked))}
+            out = model.ask_stage(stage, params, method, hidden[:batch], source, warm, *steered, **together)
+            drawn, confidence = out if model.order.adaptive else (out, None)
+            kept = jnp.broadcast_to(part.answers < 0, asked.shape)
+            if given is not None:
+                kept |= take(given.mask, asked)
+            values = _written(values, drawn, asked, kept)
         if confidence is not None:
             heat = warm.temperature if warm.confidence_temperature is None else warm.confidence_temperature
             confidence = confidence + heat * source.gumbel("confidence", confidence.shape)

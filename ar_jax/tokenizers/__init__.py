@@ -9,6 +9,7 @@ from ar_jax.tokenizers.codes import Codes
 from ar_jax.tokenizers.patches import Patches
 from ar_jax.tokenizers.pixels import PixelPyramid, Pixels
 from ar_jax.tokenizers.residual_pyramid import ResidualPyramid
+from ar_jax.tokenizers.symmetric import Symmetric
 from ar_jax.tokenizers.titok import titok
 
 TOKENIZERS: dict[str, Callable[..., Any]] = {
@@ -18,6 +19,7 @@ TOKENIZERS: dict[str, Callable[..., Any]] = {
     "patches": Patches,
     "bytes": Bytes,
     "codes": Codes,
+    "symmetric": Symmetric,
     "autoencoder": autoencoder,
     "titok": titok,
 }

@@ -146,6 +146,17 @@ class LearnedTokenizer:
         return self.network.quantizer.resample_channels
 
     @property
+    def vector_channels(self) -> int:
+        """See Tokenizer; 0 where tokens are continuous, or several of them add up to one latent."""
+        latents = int(np.prod([side // self.patch_size for side in self.grid]))
+        alone = sum(int(np.prod(grid)) for grid in self.layout) == latents and not self.resample_channels
+        return self.network.quantizer.channels if self.vocab_size and alone else 0
+
+    def vectors(self, params: Params, tokens: Array) -> Array:
+        """See Tokenizer; the entries of the codebook."""
+        return self._apply(params, "lookup", tokens)
+
+    @property
     def gradient_free(self) -> tuple[str, ...]:
         """Names of the parameters that gradients must leave alone, since `update_codebook` gives them."""
         averaged = getattr(self.network.quantizer, "ema_decay", 0.0) > 0

@@ -23,11 +23,14 @@ class Pixels:
       shape: (H, W, C) of the images.
       data_levels: grey levels of the data.
       levels: grey levels of the tokens; 0 takes the data's.
+      depth: each value is written with so many digits, a token each, the greatest first: the smallest base that has room for
+        all levels is the vocabulary. With 1 it is a token itself.
     """
 
     shape: tuple[int, ...]
     data_levels: int
     levels: int = 0
+    depth: int = 1
 
     channels = 0
     data_key = "image"
@@ -38,20 +41,26 @@ class Pixels:
             raise UsageError(
                 f"tokenizer 'pixels' takes images [H, W, C], but the data has shape {self.shape}; use tokenizer 'bytes' for text."
             )
-        if self.vocab_size < 2:
+        if self.num_levels < 2 or self.depth < 1:
             raise UsageError(
-                f"config.tokenizer.levels={self.levels} must be at least 2, or 0 for the data's {self.data_levels}."
+                f"config.tokenizer.levels={self.levels} must be at least 2, or 0 for the data's {self.data_levels}, "
+                f"and depth={self.depth} at least 1."
             )
 
     @property
-    def vocab_size(self) -> int:
+    def num_levels(self) -> int:
         """The number of grey levels."""
         return self.levels or self.data_levels
 
     @property
+    def vocab_size(self) -> int:
+        """The number of grey levels, or the base of their digits."""
+        return next(base for base in range(2, self.num_levels + 1) if base**self.depth >= self.num_levels)
+
+    @property
     def layout(self) -> Layout:
-        """One grid of rows and columns, and of channels where there are several."""
-        return (self.shape if self.shape[-1] > 1 else self.shape[:2],)
+        """One grid of rows and columns, of channels where there are several, and of digits where there are several."""
+        return ((*(self.shape if self.shape[-1] > 1 else self.shape[:2]), *((self.depth,) * (self.depth > 1))),)
 
     @property
     def num_dims(self) -> int:
@@ -63,16 +72,33 @@ class Pixels:
         return {}
 
     def encode(self, params: Params, data: Array, key: Array | None = None) -> Array:
-        """[B, H, W, C] in [-1, 1] to [B, H W C]."""
-        return quantize(data.reshape(len(data), -1), self.vocab_size)
+        """[B, H, W, C] in [-1, 1] to [B, H W C depth]."""
+        values = quantize(data.reshape(len(data), -1), self.num_levels)
+        return (values[..., None] // self._places[None, None] % self.vocab_size).reshape(len(data), -1)
 
     def decode(self, params: Params, tokens: Array) -> Array:
-        """[B, H W C] to [B, H, W, C] in [-1, 1]."""
-        return dequantize(tokens, self.vocab_size).reshape(-1, *self.shape)
+        """[B, H W C depth] to [B, H, W, C] in [-1, 1]."""
+        values = (tokens.reshape(len(tokens), -1, self.depth) * self._places[None, None]).sum(axis=2)
+        return dequantize(jnp.minimum(values, self.num_levels - 1), self.num_levels).reshape(-1, *self.shape)
 
     def preview(self, params: Params, tokens: Array, known: Array) -> Array:
-        """See Tokenizer; blanks are grey."""
-        return jnp.where(known, dequantize(tokens, self.vocab_size), 0.0).reshape(-1, *self.shape)
+        """See Tokenizer; blanks are grey, and digits that are not known in the middle."""
+        shown = self.decode(params, jnp.where(known, tokens, self.vocab_size // 2))
+        return jnp.where(known[:, :: self.depth].reshape(shown.shape), shown, 0.0)
+
+    @property
+    def vector_channels(self) -> int:
+        """A grey level is its own vector; a digit has none."""
+        return int(self.depth == 1)
+
+    def vectors(self, params: Params, tokens: Array) -> Array:
+        """See Tokenizer."""
+        return dequantize(tokens, self.vocab_size)[..., None]
+
+    @property
+    def _places(self) -> np.ndarray:
+        """[depth] int32, what each digit counts."""
+        return (self.vocab_size ** np.arange(self.depth)[::-1]).astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)

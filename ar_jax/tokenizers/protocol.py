@@ -21,6 +21,9 @@ class Tokenizer(Protocol):
     A tokenizer whose scales add up to one another has `resample_channels` > 0 and `resample(params, values, slots)`:
     tokens [B, L] and slots [n], a numpy array, to [B, n, resample_channels], what the scales coarser than each slot's tell
     of its place; zeros for the first scale.
+
+    A tokenizer whose tokens have a vector each has `vector_channels` > 0 and `vectors(params, tokens)`: tokens [B, n] to
+    [B, n, vector_channels].
     """
 
     vocab_size: int  # 0 for continuous tokens

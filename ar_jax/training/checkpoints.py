@@ -1,6 +1,7 @@
 """Checkpoints that are whole or not there: written atomically by orbax, sealed by digests, verified when read.
 
-A checkpoint has three parts: the train state, each process's position in the data, and a record of shapes and digests.
+A checkpoint has two parts: the train state, and a record of shapes, digests and the position in the data, which is that of
+all processes, however many there are.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-import grain.checkpoint
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,10 +63,9 @@ def open_manager(directory: Path, keep: int | None = None) -> ocp.CheckpointMana
 
 def save(manager: ocp.CheckpointManager, state: TrainState, iterator: DataIterator) -> None:
     """Writes a checkpoint of the state's step in the background; training may go on, and donate the state, at once."""
-    record = {"shapes": _shapes(state), "digest": _digests(state)}
+    record = {"shapes": _shapes(state), "digest": _digests(state), "position": _position(iterator)}
     parts = ocp.args.Composite(
         state=ocp.args.StandardSave(state),
-        data=grain.checkpoint.CheckpointSave(_SealedIterator(iterator)),
         record=ocp.args.JsonSave(_seal(record)),
     )
     manager.save(int(state.step), args=parts, force=True)
@@ -141,12 +140,12 @@ def _leaf_digest(leaf: jax.Array) -> jax.Array:
 def _restore(manager: ocp.CheckpointManager, step: int, like: TrainState, iterator: DataIterator | None) -> TrainState:
     record = _unseal(manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"])
     _check_shapes(record["shapes"], _shapes(like), f"Checkpoint {Path(manager.directory) / str(step)}")
-    parts: dict[str, Any] = {"state": ocp.args.StandardRestore(like)}
-    if iterator is not None:
-        parts["data"] = grain.checkpoint.CheckpointRestore(_SealedIterator(iterator))
-    state = manager.restore(step, args=ocp.args.Composite(**parts))["state"]
+    state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))["state"]
     if _digests(state) != record["digest"]:
         raise OSError("its bytes are not those that were saved")
+    if iterator is not None:
+        position = record["position"]
+        iterator.set_state(base64.b64decode(position["bytes"]) if "bytes" in position else position["json"])
     return state
 
 
@@ -202,20 +201,7 @@ def _json_digest(value: Any) -> str:
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-class _SealedIterator:
-    """An iterator as grain's checkpoint handler wants it: its position as sealed JSON in bytes."""
-
-    def __init__(self, iterator: DataIterator):
-        self._iterator = iterator
-
-    def get_state(self) -> bytes:
-        state = self._iterator.get_state()
-        value = {"bytes": base64.b64encode(state).decode()} if isinstance(state, bytes) else {"json": state}
-        return json.dumps(_seal(value)).encode()
-
-    def set_state(self, state: bytes) -> None:
-        value = _unseal(json.loads(state))
-        self._iterator.set_state(base64.b64decode(value["bytes"]) if "bytes" in value else value["json"])
-
-    def start_prefetch(self) -> None:
-        """Nothing: the iterator starts by itself."""
+def _position(iterator: DataIterator) -> dict[str, Any]:
+    """Where an iterator is, as JSON can hold it."""
+    state = iterator.get_state()
+    return {"bytes": base64.b64encode(state).decode()} if isinstance(state, bytes) else {"json": state}

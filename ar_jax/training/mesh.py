@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 from jax.sharding import AxisType, Mesh
 
-from ar_jax.config import UsageError
+from ar_jax.config import UsageError, nearest
+
+# What each axis of a mesh cuts: batches; batches and parameters; the tokens of a sequence; heads and hidden channels.
+AXES = ("data", "fsdp", "sequence", "tensor")
 
 
-def make_mesh(axes: Mapping[str, int]) -> Mesh:
+def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh over the devices of all processes.
 
     Args:
       axes: size by axis name, outermost first, such as {"data": -1}; one may be -1: all devices that are left.
+      devices: to use instead of those that are here.
 
     Raises:
-      UsageError: the sizes are not positive, or do not fit the number of devices.
+      UsageError: an unknown axis; the sizes are not positive, or do not fit the number of devices.
     """
-    num_devices = jax.device_count()
+    here = list(jax.devices() if devices is None else devices)
+    num_devices = len(here)
     sizes = {name: size for name, size in axes.items()}
+    for name in sizes:
+        if name not in AXES:
+            raise UsageError(f"config.mesh has axis {name!r}.{nearest(name, AXES)} Known: {', '.join(AXES)}.")
     if not sizes or any(isinstance(n, bool) or not isinstance(n, int) or (n < 1 and n != -1) for n in sizes.values()):
         raise UsageError(
             f"config.mesh={sizes} must give each axis a size of at least 1, or -1 for one of them; use data=-1."
@@ -36,5 +44,9 @@ def make_mesh(axes: Mapping[str, int]) -> Mesh:
         raise UsageError(
             f"config.mesh={dict(axes)} does not fit {num_devices} devices; use sizes whose product divides that."
         )
-    devices = jax.devices()[: math.prod(sizes.values())]
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
+    return jax.make_mesh(
+        tuple(sizes.values()),
+        tuple(sizes),
+        axis_types=(AxisType.Auto,) * len(sizes),
+        devices=here[: math.prod(sizes.values())],
+    )

@@ -12,17 +12,16 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from ar_jax.config import UsageError, build, check_keys
+from ar_jax.config import UsageError, build
 from ar_jax.training.mesh import make_mesh
 from ar_jax.training.optimizers import make_optimizer
 from ar_jax.training.paths import named_leaves, without
 from ar_jax.training.protocol import Batch, Task
 from ar_jax.training.schedules import Schedule
 from ar_jax.training.sharding import (
-    LAYOUTS,
-    Layout,
     batch_sharding,
-    choose_layout,
+    checked_rules,
+    num_batch_shards,
     put_batch,
     replicated,
     tree_shardings,
@@ -95,7 +94,6 @@ class Program:
       optimizer: with clipping and learning rate.
       schedule: learning rate by number of updates.
       mesh: the devices.
-      layout: mesh axes by logical axis.
       shapes: shape, dtype and sharding of every leaf of the state.
     """
 
@@ -105,7 +103,6 @@ class Program:
     optimizer: optax.GradientTransformation
     schedule: Schedule
     mesh: Mesh
-    layout: Layout
     shapes: TrainState
 
     def init(self) -> TrainState:
@@ -133,7 +130,7 @@ class Program:
                     f"config.train.batch_size={self.train.batch_size} asks for {rows} "
                     f"rows per process; make the data's batch size the same."
                 )
-        return put_batch(batch, batch_sharding(self.mesh, self.layout))
+        return put_batch(batch, batch_sharding(self.mesh))
 
     def compile(self, batch: Batch) -> Any:
         """The compiled step for batches of this shape."""
@@ -146,7 +143,7 @@ class Program:
             accumulate_steps=self.train.accumulate_steps,
             ema_decay=self.train.ema_decay,
         )
-        shardings = _shardings(self.shapes), batch_sharding(self.mesh, self.layout), replicated(self.mesh)
+        shardings = _shardings(self.shapes), batch_sharding(self.mesh), replicated(self.mesh)
         return compile_step(step, self.shapes, batch, *shardings)
 
     def describe(self, compiled: Any, state: TrainState) -> dict[str, str]:
@@ -179,18 +176,15 @@ def make_program(task: Task, config: Any, mesh: Mesh | None = None) -> Program:
     """
     train = options(TrainOptions, config, "train")
     axes = dict(config.get("mesh") or {"data": -1})
-    layout_name = axes.pop("layout", "replicated")
-    if layout_name in LAYOUTS:
-        check_keys(axes, set(LAYOUTS[layout_name].values()), "mesh")
+    rules = checked_rules(axes.pop("rules", ()))
     mesh = mesh or make_mesh(axes or {"data": -1})
-    layout = choose_layout(layout_name, mesh)
-    _check_batch_size(train, mesh.shape[layout["batch"]])
+    _check_batch_size(train, num_batch_shards(mesh))
     schedule = build(SCHEDULES, config.schedule, "schedule", peak=_peak(config.optimizer), num_steps=train.num_steps)
     optimizer = make_optimizer(OPTIMIZERS, config.optimizer, schedule)
     shapes = jax.eval_shape(lambda: create_state(task, optimizer, config.seed, train.ema_decay > 0))
-    shardings = tree_shardings(shapes, mesh, layout)
+    shardings = tree_shardings(shapes, mesh, rules)
     shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-    return Program(task, train, config.seed, optimizer, schedule, mesh, layout, shapes)
+    return Program(task, train, config.seed, optimizer, schedule, mesh, shapes)
 
 
 def options(kind: type[Options], config: Any, section: str) -> Options:

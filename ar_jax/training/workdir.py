@@ -15,8 +15,8 @@ import ml_collections
 
 from ar_jax.config import UsageError
 
-# What may differ when a run is resumed: nothing here changes the parameters that come out.
-_FREE = ("train.log_every_steps", "train.max_skipped_steps", "checkpoint.", "eval.", "sampling.")
+# What may differ when a run is resumed: nothing here changes the parameters that come out, another mesh by rounding alone.
+_FREE = ("mesh.", "train.log_every_steps", "train.max_skipped_steps", "checkpoint.", "eval.", "sampling.")
 
 
 @contextlib.contextmanager

@@ -34,7 +34,7 @@ def train_on_imagenet(
     config.train = dict(num_steps=num_steps, batch_size=batch_size, log_every_steps=100, ema_decay=ema_decay)
     config.checkpoint = dict(every_steps=5000)
     config.eval = dict(batch_size=50)
-    config.mesh = dict(data=-1, layout="fsdp")
+    config.mesh = dict(fsdp=-1)
     config.model.update(dtype="bfloat16", remat=True)
 
 

@@ -104,6 +104,8 @@ MAKERS = {
     "text": make_text,
     "tfds": make_tfds,
     "token_shards": make_token_shards,
+    "addition": lambda folder: dict(kind="addition", num_digits=3, num_train=40, num_test=12),
+    "molecules": lambda folder: dict(kind="molecules", max_atoms=5, limit=150),
 }
 FACTS = {  # train and test examples, shape, levels, classes
     "digits": (1437, 360, (8, 8, 1), 17, 10),
@@ -112,6 +114,8 @@ FACTS = {  # train and test examples, shape, levels, classes
     "text": ((999 + 11 * 20 - 244) // 10, 24, (10,), 256, 0),
     "tfds": (9, 5, (6, 6, 3), 256, 2),
     "token_shards": (9, 5, (8, 8, 1), 17, 2),  # of the images that the tokens were
+    "addition": (40, 12, (4, 3, 1), 10, 0),
+    "molecules": (135, 15, (5, 5, 1), 7, 0),
 }
 
 

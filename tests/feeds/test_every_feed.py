@@ -32,6 +32,10 @@ def takes(feed: str, order: str) -> bool:
     """Whether a feed takes an order."""
     if feed == "neighbors":
         return order in GROWING
+    if feed == "merge":
+        return order == "blocks"
+    if feed == "recent":  # it takes all alike
+        return order in ("raster", "random, in sets", "next_scale")
     return feed != "resize" or follows_first_axis(order_of(order))
 
 
@@ -86,6 +90,8 @@ def test_all_that_is_known_is_fed(feed: str, order: str, num_prefix: int) -> Non
     known: set[int] = set()
     for k, chunk in enumerate(made.chunks):
         kept = chunk.source[: chunk.num_remembered]
+        if chunk.members is not None:  # several are fed as one
+            kept = np.concatenate([kept[kept < 0], chunk.members[: chunk.num_remembered][kept >= 0].reshape(-1)])
         known = (known if made.remembers else set()) | {int(s) for s in kept if s != BLANK}
         prefix = {prefix_source(p) for p in range(num_prefix)}
         assert known == prefix | set(np.flatnonzero(step < k).tolist())
@@ -130,6 +136,7 @@ def test_the_parallel_form_feeds_the_same_tokens_with_the_remembered_ones_first(
     made, _, _ = setting(feed, order, num_prefix)
     if not made.remembers:
         assert made.max_len == made.max_step_len == 0
+    if not made.has_parallel:
         with pytest.raises(UsageError, match="no parallel form"):
             made.parallel()
         return
@@ -142,6 +149,10 @@ def test_the_parallel_form_feeds_the_same_tokens_with_the_remembered_ones_first(
 
     for kept in (True, False):  # in the order of the steps, as a mixer's state sees them
         assert rows_of(whole, kept) == [row for chunk in made.chunks for row in rows_of(chunk, kept)]
+    if made.apart:  # each step is a segment, and leaves nothing
+        lengths = [len(chunk) for chunk in made.chunks]
+        np.testing.assert_array_equal(np.bincount(whole.segment), lengths)
+        return
     assert made.max_len == whole.num_remembered
     assert made.max_step_len == max(chunk.num_remembered for chunk in made.chunks)
 
@@ -178,6 +189,11 @@ HAND: dict[tuple[str, str], list[tuple[list[int], list[int], list[int]]]] = {
     ("mask", "diagonal"): [
         ([P, -1, -1, -1, -1], [-1, 0, 1, 2, 3], [-1, 0, -1, -1, -1]),
         ([P, 0, -1, -1, -1], [-1, 0, 1, 2, 3], [-1, -1, 1, 2, -1]),
+        ([P, 0, 1, 2, -1], [-1, 0, 1, 2, 3], [-1, -1, -1, -1, 3]),
+    ],
+    ("recent", "diagonal"): [
+        ([P, -1], [-1, 0], [-1, 0]),
+        ([P, 0, -1, -1], [-1, 0, 1, 2], [-1, -1, 1, 2]),
         ([P, 0, 1, 2, -1], [-1, 0, 1, 2, 3], [-1, -1, -1, -1, 3]),
     ],
     ("neighbors", "nearest"): [
@@ -253,5 +269,6 @@ def test_a_masked_chunk_feeds_what_is_known_of_each_example() -> None:
     known = [prefix + row for row in ([-1, -1, -1, -1], [0, -1, -1, -1], [0, 1, 2, 3])]
     np.testing.assert_array_equal(chunk.source, known)
     np.testing.assert_array_equal(chunk.place, [-1, -1, 0, 1, 2, 3])
-    np.testing.assert_array_equal(chunk.target, [-1, -1, 0, 1, 2, 3])
+    unknown = [[-1, -1, *row] for row in ([0, 1, 2, 3], [-1, 1, 2, 3], [-1, -1, -1, -1])]
+    np.testing.assert_array_equal(chunk.target, unknown)
     assert chunk.num_remembered == 6 and not np.asarray(chunk.step).any()

@@ -30,6 +30,7 @@ SYSTEMS = {
         "lpd",
         "npp",
         "maskgil",
+        "dnd_transformer",
     ),
     "mixers": (
         "fla_forgetting_attn",

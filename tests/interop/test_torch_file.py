@@ -7,7 +7,7 @@ import zipfile
 import ml_dtypes
 import numpy as np
 import pytest
-from toy_official import Call, Global, Stored, tensor, write_torch, write_torch_weights
+from toy_official import Call, Global, Stored, tensor, write_legacy_torch, write_torch, write_torch_weights
 
 from ar_jax.config import UsageError
 from ar_jax.interop.files import read_weights
@@ -106,7 +106,7 @@ def test_a_truncated_file_is_told(part, tmp_path):
 
 
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."
-STRANGE = {"empty": (b"", "no file of torch"), "text": (b"hello", "no file of torch"), "legacy": (LEGACY, "before 1.6")}
+STRANGE = {"empty": (b"", "no file of torch"), "text": (b"hello", "no file of torch"), "legacy": (LEGACY, "is damaged")}
 
 
 @pytest.mark.parametrize(("content", "message"), STRANGE.values(), ids=STRANGE)
@@ -133,3 +133,24 @@ def test_a_file_of_bfloat16_in_big_endian_order_is_read(tmp_path):
         new.writestr("archive/byteorder", "big")
         new.writestr("archive/data/0", values.view(np.uint16).astype(">u2").tobytes())
     np.testing.assert_array_equal(read_torch(tmp_path / "b.pt")["x"].astype(np.float32), VALUES)
+
+
+def test_files_before_torch_1_6_are_read_and_checked_alike(tmp_path):
+    one, two = Stored("FloatStorage", "70", VALUES), Stored("BFloat16Storage", "7", VALUES.astype(ml_dtypes.bfloat16))
+    strange = Call(Global("os", "system"), f"touch {tmp_path / 'victim'}")
+    views = {"x": tensor(one), "t": tensor(one, (4, 3), (1, 4)), "y": tensor(two), "scalar": 3, "strange": strange}
+    found = read_torch(write_legacy_torch(tmp_path / "a.pt", views, [one, two]))
+    np.testing.assert_array_equal(found["x"], VALUES)
+    np.testing.assert_array_equal(found["t"], VALUES.T)
+    np.testing.assert_array_equal(found["y"].astype(np.float32), VALUES)
+    assert found["scalar"] == 3 and isinstance(found["strange"], Inert) and not (tmp_path / "victim").exists()
+    assert not found["x"].flags.writeable and set(read_weights(str(tmp_path / "a.pt"))) == {"x", "t", "y"}
+    whole = (tmp_path / "a.pt").read_bytes()
+    huge = Stored("FloatStorage", "0", np.broadcast_to(np.float32(0), (2**40,)))
+    (tmp_path / "b.pt").write_bytes(whole[:-8])
+    write_legacy_torch(tmp_path / "c.pt", views, [one])
+    write_legacy_torch(tmp_path / "d.pt", {"x": tensor(huge, (1,))})
+    write_legacy_torch(tmp_path / "e.pt", views, [one, two], little_endian=False)
+    for name, reason in {"b": "'70' is shorter", "c": "'7' is missing", "d": "shorter", "e": "big-endian"}.items():
+        with pytest.raises(UsageError, match=f"{name}.pt is damaged.*{reason}"):
+            read_torch(tmp_path / f"{name}.pt")

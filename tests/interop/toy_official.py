@@ -88,9 +88,12 @@ class Stored:
 class Writer(pickle._Pickler):
     """Writes trees as torch.save does, with names that need not exist here."""
 
+    legacy = False
+
     def persistent_id(self, value):
         if isinstance(value, Stored):
-            return ("storage", Global("torch", value.kind), value.key, "cpu", value.values.size)
+            end = (None,) if self.legacy else ()
+            return ("storage", Global("torch", value.kind), value.key, "cpu", value.values.size, *end)
         return None
 
     def save(self, value, save_persistent_id=True):
@@ -121,6 +124,20 @@ def write_torch(file: Path, tree, stored=(), compression: int = zipfile.ZIP_STOR
         for storage in stored:
             archive.writestr(f"archive/data/{storage.key}", storage.values.tobytes())
         archive.writestr("archive/version", "3\n")
+    return file
+
+
+def write_legacy_torch(file: Path, tree, stored=(), little_endian: bool = True) -> Path:
+    """Writes what torch.save did before 1.6."""
+    stored = sorted(stored, key=lambda storage: storage.key)
+    facts = {"protocol_version": 1001, "little_endian": little_endian, "type_sizes": {"short": 2, "int": 4, "long": 4}}
+    with file.open("wb") as stream:
+        for part in (0x1950A86A20F9469CFC6C, 1001, facts, tree, [storage.key for storage in stored]):
+            writer = Writer(stream, protocol=2)
+            writer.legacy = True
+            writer.dump(part)
+        for storage in stored:
+            stream.write(storage.values.size.to_bytes(8, "little") + storage.values.tobytes())
     return file
 
 

@@ -64,13 +64,15 @@ CASES: dict[str, Any] = {
     "slots": MIXERS["slots"](embed_dim=DIM, num_heads=HEADS, num_slots=4),
     "agalite": MIXERS["agalite"](embed_dim=DIM, num_heads=HEADS),
     "ttt": MIXERS["ttt"](embed_dim=DIM, num_heads=HEADS),
+    "hyper_zzw": MIXERS["hyper_zzw"](embed_dim=DIM, hidden_dim=4, local_widths=(3,), num_rows=4096),
+    "conditioned_attention": MIXERS["conditioned_attention"](embed_dim=DIM, conditioning="none"),
     "fixed_point": MIXERS["fixed_point"](embed_dim=DIM, num_heads=HEADS),  # a while loop, whose turns nobody can count
 }
 LINEAR = ("linear", "linear, learned decay", "convolution", "neighborhood", "lightnet", "vision_retention")
 LINEAR += ("aft", "aft, local", "fnet", "lightweight_convolution", "lightweight_convolution, dynamic")
 LINEAR += ("sparsek", "linear, gated", "linear, FAST")
 LINEAR += ("mamba", "mamba2")
-LINEAR += ("hgrn",)
+LINEAR += ("hgrn", "conditioned_attention")
 LINEAR += ("slots",)
 # Linear, too, in chunks that are systems of equations.
 MEMORIES = ("delta", "delta, per channel", "rwkv6", "rwkv7", "mesa", "ttt")
@@ -120,7 +122,7 @@ def test_flops_of_linear_mixers_have_slope_one(name: str, function: Any) -> None
     assert count(512) < 2.02 * count(256)
 
 
-@pytest.mark.parametrize("name", N_LOG_N)
+@pytest.mark.parametrize("name", [*N_LOG_N, "hyper_zzw"])  # whose state grows
 def test_flops_of_long_convolutions_grow_by_n_log_n(name: str) -> None:
     count = functools.cache(lambda n: flops(functools.partial(mix, name), params_of(name), sequence(n)))
     assert 1 < slope(count, 1024) < 1.13  # where all of it is N log N, 2 (13 / 11)^(1 / 2) a doubling

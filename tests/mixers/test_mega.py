@@ -13,6 +13,7 @@ import pytest
 from ar_jax.config import UsageError
 from ar_jax.mixers import MIXERS
 from ar_jax.mixers.common.single_head import Head, attend
+from ar_jax.mixers.norms import make_norm
 from ar_jax.mixers.protocol import Tokens
 
 LENGTH, WIDTH, CHUNK = 7, 3, 3
@@ -83,3 +84,15 @@ def test_the_rotary_bias_is_the_product_of_two_turned_vectors() -> None:
 def test_what_does_not_fit_is_told(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         MIXERS["mega"](embed_dim=4, **fields).init(jax.random.key(0), jnp.zeros((1, 2, 4)), tokens_of(2))
+
+
+def test_a_batch_norm_uses_measured_moments_and_training_moves_them_towards_the_batchs() -> None:
+    norm, x = MIXERS["mega"](4, norm="batch").norm, 3 + 2 * jax.random.normal(jax.random.key(0), (8, 50, 4))
+    module = make_norm(norm, 1e-5, jnp.float32, jnp.float32)()
+    params = module.init(jax.random.key(1), x)
+    moments = jnp.asarray([[1.0] * 4, [4.0] * 4])
+    params["params"]["statistics"]["moments"] = moments
+    np.testing.assert_allclose(module.apply(params, x), (x - 1) / 2, atol=1e-4)
+    change = jax.grad(lambda params: module.apply(params, x).sum())(params)["params"]["statistics"]["moments"]
+    seen = jnp.stack([x.mean(axis=(0, 1)), x.var(axis=(0, 1))])
+    np.testing.assert_allclose(change, 0.1 * (seen - moments), atol=1e-4)

@@ -72,6 +72,7 @@ HAND = [
     ({"kind": "column"}, (2, 1, 2), "02 13"),
     ({"kind": "right_to_left"}, (4,), "3210"),
     ({"kind": "right_to_left"}, (2, 3), "210 543"),
+    ({"kind": "right_to_left", "columns": True}, (2, 3), "420 531"),
     ({"kind": "diagonal"}, (2, 3), "013 245"),
     ({"kind": "diagonal", "parallel": True}, (2, 3), "012 123"),
     ({"kind": "diagonal", "parallel": True}, (2, 2, 2), "01 12 12 23"),

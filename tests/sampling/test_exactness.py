@@ -24,13 +24,15 @@ LEVELS, LABEL, NUM_SAMPLES = 3, 1, 4000
 REJECT = 1e-3  # the seeds are fixed, so a test that passes once passes always
 EVERY_ORDER = ("softmax", "linear")
 CAUSAL = [(mixer, order, "auto") for mixer in EVERY_ORDER for order in cases.ORDERS]
-CAUSAL += [("softmax", "nearest", "neighbors")]
+CAUSAL += [("softmax", "nearest", "neighbors"), ("softmax", "raster", "merge"), ("softmax", "blocks", "merge")]
 CAUSAL += [(mixer, "raster", "auto") for mixer in ("convolution", "softmax window", "hybrid")]
 MASKED = [("softmax", order, "mask") for order in ("random, in sets", "raster", "blocks")]
 LOOPS = [
     ("softmax", "raster", "shift"),
     ("softmax", "nearest", "query"),
     ("softmax", "nearest", "neighbors"),
+    ("softmax", "raster", "merge"),
+    ("softmax", "raster", "recent"),
     ("softmax", "next_scale", "resize"),
     ("softmax", "blocks", "resize"),
     ("softmax", "random", "shift"),
@@ -44,7 +46,10 @@ LOOPS = [
 def tiny(mixer: str, order: str, feed: str) -> System:
     """A system on 2x2 images of 3 levels; a pyramid has 1 + 4 tokens."""
     fitting = {"order__regions": (1, 2)} if order == "parallel_groups" else {}
-    backbone = "decoder, two outputs" if feed == "neighbors" else "decoder"
+    if (order, feed) == ("raster", "merge"):
+        fitting = {"model__branch_layers": (1,), "head__num_outputs": 2}
+    merged = "decoder, shuffled tokens" if order == "blocks" else "decoder, drawing between layers"
+    backbone = {"neighbors": "decoder, two outputs", "merge": merged}.get(feed, "decoder")
     return cases.tiny(mixer, order, feed, backbone, side=2, levels=LEVELS, **fitting)
 
 
@@ -126,36 +131,38 @@ def test_samples_follow_the_exact_distribution_and_no_other(mixer: str, order: s
     assert p_value(draw(system, temperature=1.5), exact(mixer, order, feed)) < REJECT
 
 
-def step_logits(system: System, values: np.ndarray, context: Context) -> jax.Array:
+def step_logits(system: System, params: Any, values: np.ndarray, context: Context) -> jax.Array:
     """[B, L, V] logits of a raster scan's tokens from the parallel form."""
-    params = cases.tiny_params(system)
     hidden, _ = teacher_forced(system.model, system.model.feed.parallel(), params, jnp.asarray(values), context)
     return system.model.ask(params, "__call__", hidden)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "linear"])
-def test_guided_samples_follow_the_guided_distribution_of_every_step(schedule: str) -> None:
-    """Each step draws from softmax(u + s (c - u)), with the scale s of that step."""
-    system = tiny("softmax", "raster", "shift")
-    values = everything(system.model.order.length)
-    scales = guidance_scales(system.model.order.sizes, 2.5, schedule)
+@pytest.mark.parametrize(("feed", "schedule"), [("shift", "constant"), ("shift", "linear"), ("merge", "linear_before")])
+def test_guided_samples_follow_the_guided_distribution_of_every_step(feed: str, schedule: str) -> None:
+    """Each step draws from softmax(u + s (c - u)), with the scale s of that step; all codes of a place have one scale."""
+    system = tiny("softmax", "raster", feed)
+    values, sizes = everything(system.model.order.length), system.model.step_sizes
+    scales = guidance_scales(sizes, 2.5, schedule)
     context = one_context(system, len(values))
     logits = jax.jit(functools.partial(step_logits, system))
-    told, untold = (logits(values, context.replace(drop=jnp.full(len(values), drop))) for drop in (False, True))
-    guided = jax.nn.log_softmax(untold + scales[None, :, None] * (told - untold))
+    params = cases.tiny_params(system)
+    told, untold = (logits(params, values, context.replace(drop=jnp.full(len(values), drop))) for drop in (False, True))
+    guided = jax.nn.log_softmax(untold + np.repeat(scales, sizes)[None, :, None] * (told - untold))
     log_p = np.take_along_axis(np.asarray(guided, np.float64), values[..., None], axis=-1)[..., 0].sum(axis=1)
     samples = draw(system, scales=jnp.asarray(scales))
     assert p_value(samples, np.exp(log_p)) > REJECT
-    assert p_value(samples, exact("softmax", "raster", "shift")) < REJECT
+    assert p_value(samples, exact("softmax", "raster", feed)) < REJECT
 
 
-def test_after_a_given_prefix_the_rest_follows_the_exact_conditional() -> None:
-    system = tiny("softmax", "raster", "shift")
+@pytest.mark.parametrize("feed", ["shift", "merge"])
+def test_after_a_given_prefix_the_rest_follows_the_exact_conditional(feed: str) -> None:
+    """Where layers read what was drawn before them, they read what is given instead."""
+    system = tiny("softmax", "raster", feed)
     values, mask = np.asarray([2, 0, 1, 1], np.int32), np.asarray([True, False, False, False])
     samples = draw(system, given=Given(*(jnp.tile(jnp.asarray(a)[None], (NUM_SAMPLES, 1)) for a in (values, mask))))
     kept = everything(4)[:, 0] == 2
     assert (samples[:, 0] == 2).all()
-    assert p_value(samples, np.where(kept, exact("softmax", "raster", "shift"), 0)) > REJECT
+    assert p_value(samples, np.where(kept, exact("softmax", "raster", feed), 0)) > REJECT
 
 
 def test_tokens_given_at_the_end_of_a_scan_are_kept_and_what_comes_before_is_drawn_as_ever() -> None:

@@ -24,6 +24,8 @@ ROWS = {
     "multi_scale_vq, a phi each": dict(
         kind="multi_scale_vq", vocab_size=9, channels=3, patch_nums=(1, 2, SIDE), num_phi=0
     ),
+    "residual_vq": dict(kind="residual_vq", vocab_size=9, channels=3, depth=3),
+    "residual_vq, averaged": dict(kind="residual_vq", vocab_size=9, channels=3, depth=2, ema_decay=0.5),
 }
 DISCRETE = [name for name, row in ROWS.items() if row["kind"] != "kl"]
 
@@ -68,7 +70,7 @@ def test_nothing_comes_of_unknown_codes(name):
     assert not quantizer.apply(variables, found.codes, unknown, method="lookup").any()
 
 
-@pytest.mark.parametrize("name", ["vq, plain", "lfq", "multi_scale_vq", "vq, averaged"])
+@pytest.mark.parametrize("name", ["vq, plain", "lfq", "multi_scale_vq", "vq, averaged", "residual_vq, averaged"])
 def test_gradients_pass_straight_through_to_the_latents(name):
     quantizer, variables, z, found = made(name)
     weights = jax.random.normal(jax.random.key(3), found.values.shape)

@@ -173,7 +173,7 @@ def test_the_step_moves_nothing_between_host_and_devices_unasked(tmp_path, monke
         ({"schedule.kind": "cosin"}, "Did you mean 'cosine'"),
         ({"schedule.warmup_steps": 13}, "config.schedule.warmup_steps=13"),
         ({"schedule.warmup": 3}, "Did you mean 'warmup_steps'"),
-        ({"mesh.layout": "fsd"}, "Did you mean 'fsdp'"),
+        ({"mesh.fsd": 2}, "Did you mean 'fsdp'"),
         ({"mesh.data": 0}, "config.mesh"),
     ],
     ids=str,

@@ -6,47 +6,97 @@ from jax.sharding import PartitionSpec as P
 
 from ar_jax.config import UsageError
 from ar_jax.training.mesh import make_mesh
-from ar_jax.training.sharding import LAYOUTS, batch_sharding, choose_layout, put_batch, tree_shardings
+from ar_jax.training.sharding import RULES, batch_sharding, checked_rules, put_batch, tree_shardings
 
 needs_devices = pytest.mark.skipif(jax.device_count() < 4, reason="needs 4 devices")
 
 
-def specs(tree, layout):
-    mesh = make_mesh({"data": -1})
-    return jax.tree.map(lambda s: s.spec, tree_shardings(tree, mesh, LAYOUTS[layout]))
+def shape(*sizes):
+    return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+
+PARAMS = {
+    "block_0": {
+        "mixer": {
+            "query": {"kernel": shape(3, 8, 16), "bias": shape(3, 16)},
+            "out": {"kernel": shape(3, 16, 8)},
+            "poles": shape(3, 2, 16),
+        },
+        "mlp": {"up": {"kernel": shape(3, 8, 32)}, "down": {"kernel": shape(3, 32, 8)}},
+        "norm": {"scale": shape(3, 8)},
+    },
+    "embed": {"embedding": shape(4096, 8)},
+    "odd": {"kernel": shape(130, 1024)},
+}
+
+
+def specs(axes, tree, rules=RULES):
+    return jax.tree.map(lambda s: s.spec, tree_shardings(tree, make_mesh(axes), rules))
 
 
 @needs_devices
-def test_fsdp_cuts_the_embed_axis_of_kernels_and_of_their_moments_and_replicates_the_rest():
-    params = {
-        "mlp": {"kernel": jnp.zeros((8, 16)), "bias": jnp.zeros(16)},
-        "embed": {"embedding": jnp.zeros((9, 8))},
-        "odd": {"kernel": jnp.zeros((7, 4))},
-    }
-    params["layers"] = {"kernel": jnp.zeros((2, 8, 16))}
+def test_parameters_and_their_moments_are_cut_by_the_rules_and_what_is_small_is_everywhere():
     expected = {
-        "mlp": {"kernel": P("data", None), "bias": P()},
-        "embed": {"embedding": P(None, "data")},
-        "odd": {"kernel": P()},
+        "block_0": {
+            "mixer": {
+                "query": {"kernel": P(None, "fsdp", "tensor"), "bias": P()},
+                "out": {"kernel": P(None, "tensor", "fsdp")},
+                "poles": P(),
+            },
+            "mlp": {"up": {"kernel": P(None, "fsdp", "tensor")}, "down": {"kernel": P(None, "tensor", "fsdp")}},
+            "norm": {"scale": P()},
+        },
+        "embed": {"embedding": P("fsdp", None)},
+        "odd": {"kernel": P(None, "fsdp")},
     }
-    expected["layers"] = {"kernel": P(None, "data", None)}
-    found = specs({"params": params, "mu": params, "count": jnp.zeros(())}, "fsdp")
+    found = specs({"fsdp": 2, "tensor": 2}, {"params": PARAMS, "mu": PARAMS, "count": shape()})
     assert found == {"params": expected, "mu": expected, "count": P()}
+    whole = specs({"data": -1}, {"params": PARAMS})
+    assert set(jax.tree.leaves(whole, is_leaf=lambda x: isinstance(x, P))) == {P()}
 
 
-def test_the_replicated_layout_replicates_every_parameter():
-    assert specs({"mlp": {"kernel": jnp.zeros((8, 16))}}, "replicated") == {"mlp": {"kernel": P()}}
+@needs_devices
+def test_a_rule_of_the_config_comes_first():
+    rules = checked_rules([["embedding$", ["vocab", None]], ("odd/kernel", ())])
+    found = specs(
+        {"fsdp": 2, "tensor": 2}, {"params": {"a": {"embedding": shape(4, 8)}, "odd": {"kernel": shape(4, 4)}}}, rules
+    )
+    assert found["params"] == {"a": {"embedding": P("tensor", None)}, "odd": {"kernel": P()}}
 
 
-def test_a_batch_is_spread_over_the_data_axis_in_order():
-    mesh, rows = make_mesh({"data": -1}), np.arange(8)
-    placed = put_batch({"rows": rows}, batch_sharding(mesh, LAYOUTS["replicated"]))["rows"]
-    assert placed.sharding.spec == P("data")
+@needs_devices
+@pytest.mark.parametrize(
+    ("params", "rules", "said"),
+    [
+        (
+            {"mlp": {"up": {"kernel": shape(8, 6)}}},
+            (),
+            r"tensor=4 does not divide axis 'mlp' of mlp/up/kernel.*\[8, 6\]",
+        ),
+        ({"a": {"b": {"c": {"d": shape(8, 6)}}}}, (), "No rule says how a/b/c/d"),
+        ({"a": {"kernel": shape(8)}}, [("kernel", ("embed", None))], "names 2 axes, but a/kernel"),
+        ({}, [("kernel", ("embde",))], "Did you mean 'embed'"),
+        ({}, [("kernel(", ("embed",))], "no regular expression"),
+        ({}, ["kernel"], "write pairs"),
+    ],
+)
+def test_what_no_rule_matches_or_no_axis_divides_is_named(params, rules, said):
+    with pytest.raises(UsageError, match=said):
+        specs({"tensor": 4}, {"params": params}, checked_rules(rules))
+
+
+@needs_devices
+@pytest.mark.parametrize(
+    ("axes", "spec"),
+    [
+        ({"data": -1}, P(("data",))),
+        ({"data": 2, "fsdp": 2}, P(("data", "fsdp"))),
+        ({"tensor": 2, "fsdp": 2}, P(("fsdp",))),
+        ({"sequence": 4}, P(None)),
+    ],
+)
+def test_a_batch_is_spread_over_data_and_fsdp_in_order(axes, spec):
+    rows = np.arange(8)
+    placed = put_batch({"rows": rows}, batch_sharding(make_mesh(axes)))["rows"]
+    assert placed.sharding.spec == spec
     np.testing.assert_array_equal(placed, rows)
-
-
-def test_an_unknown_layout_and_a_missing_axis_are_refused():
-    with pytest.raises(UsageError, match="Did you mean 'fsdp'"):
-        choose_layout("fdsp", make_mesh({"data": -1}))
-    with pytest.raises(UsageError, match="no axis 'data'"):
-        choose_layout("fsdp", make_mesh({"model": -1}))

@@ -72,7 +72,7 @@ def make_config(**train):
             train=dict(num_steps=12, batch_size=8, log_every_steps=1, ema_decay=0.9) | train,
             checkpoint=dict(every_steps=4, keep=3),
             eval=dict(every_steps=0),
-            mesh=dict(data=-1),
+            mesh=dict(data=-1, rules=[["seen/", []]]),
         )
     )
 

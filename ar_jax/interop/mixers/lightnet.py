@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ar_jax.interop.kinds import Arrays, Meta
-from ar_jax.interop.rules import linear, norm
+from ar_jax.interop.rules import Rule, join, linear, norm
 from ar_jax.interop.transfer import to_ours
 from ar_jax.mixers import MIXERS
 from ar_jax.mixers.protocol import NEVER, Tokens
@@ -24,6 +25,23 @@ LINEARS = {
 }
 
 
+CONVOLUTIONS = ("q_conv1d", "k_conv1d", "v_conv1d")
+
+
+def _short_rules(mixer: Any) -> list[Rule]:
+    """Three convolutions are one of their channels side by side."""
+    keys = mixer.num_heads * mixer.expand_ratio
+    filters = Rule(
+        tuple(f"{name}.weight" for name in CONVOLUTIONS),
+        ("short/filters",),
+        lambda arrays, shapes: [np.concatenate(arrays)[:, 0, ::-1].T],
+        lambda leaves, kept: np.split(leaves[0].T[:, None, ::-1], [keys, 2 * keys]),
+    )
+    widths = dict(zip(CONVOLUTIONS, (keys, keys, mixer.embed_dim), strict=True))
+    offsets = join({f"{name}.bias": width for name, width in widths.items()}, "short/offset")
+    return [filters, offsets] if mixer.short_bias else [filters]
+
+
 def replay(meta: Meta, weights: Arrays, inputs: Arrays) -> dict[str, Any]:
     """The layer on a whole sequence, piece by piece, and with padding."""
     config, x = meta["config"], jnp.asarray(inputs["in.x"])
@@ -32,14 +50,18 @@ def replay(meta: Meta, weights: Arrays, inputs: Arrays) -> dict[str, Any]:
         embed_dim=width,
         num_heads=heads or width // ratio,
         expand_ratio=ratio or width // heads,
-        gate_dim=config["gate_low_rank_dim"],
+        gate_dim=config.get("gate_low_rank_dim", 128),
+        short_width=config.get("conv_size", 4) if config.get("use_short_conv") else 0,
+        short_bias=config.get("conv_bias", False),
+        norm_scale=config.get("elementwise_affine", True),
     )
     batch, length, _ = x.shape
     index = jnp.arange(length, dtype=jnp.int32)[None]
     tokens = Tokens(index, index[..., None], length)
     rules = [
         [linear(there, here, bias=False) for there, here in LINEARS.items()],
-        norm("g_norm", "norm", bias=False),
+        norm("g_norm", "norm", bias=False) if mixer.norm_scale else [],
+        _short_rules(mixer) if mixer.short_width else [],
     ]
     like = jax.eval_shape(lambda: mixer.init(jax.random.key(0), x, tokens))["params"]
     params = {"params": jax.tree.map(jnp.asarray, to_ours(rules, weights, like).params)}
@@ -57,6 +79,6 @@ def replay(meta: Meta, weights: Arrays, inputs: Arrays) -> dict[str, Any]:
         "out.y": y,
         "out.y_step": jnp.concatenate(pieces, axis=1),
         "out.y_left_padded": jnp.where(kept[..., None], padded, 0),  # what padding reads is of no account
-        "out.state": memory.values,
-        "out.z": memory.log_total[:, None],
+        "out.state": memory.memory.values,
+        "out.z": memory.memory.log_total[:, None],
     }

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from ar_jax.config import choose
 from ar_jax.interop.kinds import Arrays, Meta
@@ -16,7 +17,7 @@ from ar_jax.interop.rules import join, linear, packed_linear, same, unused
 from ar_jax.mixers import MIXERS
 from ar_jax.mixers.norms import make_norm
 
-NORMS = {"layernorm": "layer", "scalenorm": "rms", "rmsnorm": "rms"}
+NORMS = {"layernorm": "layer", "scalenorm": "rms", "rmsnorm": "rms", "batchnorm": "batch", "syncbatchnorm": "batch"}
 EPSILON = 1e-5
 # The published `delta` is the share of what is new, the paper's alpha, and its `alpha` damps the forgetting.
 AVERAGE = {"move.delta": "average/alpha", "move.alpha": "average/delta"} | {
@@ -54,7 +55,11 @@ def _rules(weights: Arrays, fields: Mapping[str, Any], own_norm: Iterable[str]) 
 
 def _norm(weights: Arrays, width: int, kind: str) -> dict[str, np.ndarray]:
     """The norm's parameters by our names; ScaleNorm has one number for all channels, and some norms have none."""
-    start = {"scale": np.ones(width, np.float32)} | ({"bias": np.zeros(width, np.float32)} if kind == "layer" else {})
+    start = {"scale": np.ones(width, np.float32)}
+    start |= {} if kind == "rms" else {"bias": np.zeros(width, np.float32)}
+    if kind == "batch":
+        moments = [weights[f"norm.norm.running_{name}"] for name in ("mean", "var")]
+        start["statistics/moments"] = np.stack(moments)
     found = start | {ours: weights[key] for key, ours in NORM_NAMES.items() if key in weights}
     if "norm.norm.scalar" in weights:
         found["scale"] = np.repeat(weights["norm.norm.scalar"], width)
@@ -77,7 +82,8 @@ def replay(meta: Meta, weights: Arrays, inputs: Arrays) -> Outputs:
         if config["prenorm"]:
             return x + mixed
         module = make_norm(norm, EPSILON, jnp.float32, jnp.float32)()
-        return module.apply({"params": {name.rpartition("/")[2]: w for name, w in own.items()}}, x + mixed)
+        own_params = unflatten_dict({tuple(name.split("/")[1:]): w for name, w in own.items()})
+        return module.apply({"params": own_params}, x + mixed)
 
     length = x.shape[1]  # a chunk may be longer
     outputs = {"out.ema": average, "out.y": layer(out), "out.attn": attention[..., :length, :length]}

@@ -107,19 +107,20 @@ def step_attention(
     if form in (reference, xla):  # the compiler cuts these by itself
         out, lse = form(**arrays, **numbers)
     else:
-        out, lse = on_each_device(lambda own: form(**own, **numbers), arrays, _axes(arrays), (_HEADS, _HEADS[:3]))
+        out, lse = on_each_device(lambda own: form(**own, **numbers), arrays, _axes(arrays), (_QUERIES, _QUERIES[:3]))
     return (out, lse) if return_lse else out
 
 
-_HEADS = ("batch", None, "heads", None)
+_QUERIES = ("batch", "sequence", "heads", None)  # each device answers its own queries from all the keys
+_KEYS = ("batch", None, "heads", None)
 
 
 def _axes(arrays: dict[str, Any]) -> dict[str, Any]:
     """The kinds of each array's axes, for `on_each_device`."""
-    row = ("batch", None, None)
-    axes: dict[str, Any] = {"q": _HEADS, "k": _HEADS, "v": _HEADS}
-    axes["visible"] = arrays["visible"].replace(lower=row, upper=row, key=row)
-    axes["bias"] = None if arrays["bias"] is None else ("batch", "heads", None, None)
+    row = ("batch", None, "sequence")
+    axes: dict[str, Any] = {"q": _QUERIES, "k": _KEYS, "v": _KEYS}
+    axes["visible"] = arrays["visible"].replace(lower=row, upper=row, key=("batch", None, None))
+    axes["bias"] = None if arrays["bias"] is None else ("batch", "heads", "sequence", None)
     axes["sinks"] = None if arrays["sinks"] is None else ("heads",)
     return axes
 

@@ -7,6 +7,7 @@ from ar_jax.tokenizers.quantizers.fsq import FiniteScalarQuantizer
 from ar_jax.tokenizers.quantizers.kl import GaussianPosterior
 from ar_jax.tokenizers.quantizers.lfq import LookupFreeQuantizer
 from ar_jax.tokenizers.quantizers.multi_scale import MultiScaleQuantizer
+from ar_jax.tokenizers.quantizers.residual_vq import ResidualQuantizer
 from ar_jax.tokenizers.quantizers.vq import VectorQuantizer
 
 QUANTIZERS: dict[str, Callable[..., Any]] = {
@@ -15,4 +16,5 @@ QUANTIZERS: dict[str, Callable[..., Any]] = {
     "lfq": LookupFreeQuantizer,
     "kl": GaussianPosterior,
     "multi_scale_vq": MultiScaleQuantizer,
+    "residual_vq": ResidualQuantizer,
 }

@@ -1,0 +1,207 @@
+"""What a compiled program moves between devices and how long its compiler thinks it takes, read from its text."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import re
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8}
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+_HEADER = re.compile(r"^(?:ENTRY )?%?([\w.-]+) .*\{$")
+_OPERATION = re.compile(r"^\s+(?:ROOT )?%?[\w.-]+ = (.*?) ([a-z][\w-]*)\(")
+_COLLECTIVE = re.compile(rf"({'|'.join(KINDS)})(-start)?$")
+_ARRAY = re.compile(r"([a-z]+\d*)\[([\d,]*)\]")
+_CALLED = re.compile(r"(?:calls|to_apply|body)=%?([\w.-]+)|branch_computations=\{([^}]*)\}")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_CONDITION = re.compile(r"condition=%?([\w.-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONSTANT = re.compile(r"[su]32\[\][^=]* constant\((\d+)\)")
+_IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
+_NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}")
+_PAIRS = re.compile(r"source_target_pairs=\{(\{.*?\})\}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """All collectives of one kind along the same axes.
+
+    Attributes:
+      kind: one of KINDS.
+      axes: axes of the mesh that its groups run along, joined by " x "; "?" where they are none of the mesh's.
+      count: how often it runs in one run of the program.
+      bytes: what a device sends in them, by the best ring.
+    """
+
+    kind: str
+    axes: str
+    count: int
+    bytes: int
+
+
+class Program:
+    """A compiled program, as text.
+
+    Args:
+      text: `compiled.as_text()`.
+    """
+
+    def __init__(self, text: str) -> None:
+        """Cuts the text into its computations."""
+        self._bodies: dict[str, list[str]] = {}
+        self._entry = ""
+        name = ""
+        for line in text.splitlines():
+            if (match := _HEADER.match(line)) and not line.startswith("HloModule"):
+                name = match[1]
+                self._bodies[name] = []
+                if line.startswith("ENTRY"):
+                    self._entry = name
+            elif name:
+                self._bodies[name].append(line)
+
+    def cycles(self) -> int:
+        """Cycles of one run, by the compiler's estimate of each fusion; kernels and collectives have none."""
+        return self._cycles(self._entry)
+
+    def collectives(self, mesh: Mapping[str, int]) -> list[Collective]:
+        """All collectives, those that send most first.
+
+        Args:
+          mesh: size of each axis, outermost first.
+        """
+        found: dict[tuple[str, str], list[int]] = collections.defaultdict(lambda: [0, 0])
+        for times, line in self._walk(self._entry, 1):
+            if (operation := _OPERATION.match(line)) and (match := _COLLECTIVE.match(operation[2])):
+                axes, size = _axes(line, mesh)
+                total = found[match[1], axes]
+                total[0] += times
+                total[1] += times * _sent(match[1], _largest(operation[1]), size)
+        rows = [Collective(kind, axes, count, sent) for (kind, axes), (count, sent) in found.items()]
+        return sorted(rows, key=lambda row: -row.bytes)
+
+    def arrays(self) -> Iterator[tuple[tuple[int, ...], int, str]]:
+        """Shape, bytes and line of each result outside fusions, once."""
+        fused = {
+            m[1]
+            for lines in self._bodies.values()
+            for line in lines
+            if " fusion(" in line
+            for m in [_CALLED.search(line)]
+            if m
+        }
+        for name, lines in self._bodies.items():
+            if name not in fused:
+                for line in lines:
+                    if operation := _OPERATION.match(line):
+                        for kind, dims in _ARRAY.findall(operation[1]):
+                            shape = _ints(dims)
+                            yield shape, _size(kind, shape), line
+
+    @functools.cached_property
+    def _costs(self) -> dict[str, int]:
+        return {}
+
+    def _cycles(self, name: str) -> int:
+        if name not in self._costs:
+            total = 0
+            for line in self._bodies.get(name, ()):
+                if match := _CYCLES.search(line):
+                    total += int(match[1])
+                if " fusion(" not in line:
+                    inner = [self._cycles(called) for called in _called(line)]
+                    total += self._trips(line) * (max(inner) if " conditional(" in line else sum(inner)) if inner else 0
+            self._costs[name] = total
+        return self._costs[name]
+
+    def _walk(self, name: str, times: int) -> Iterator[tuple[int, str]]:
+        """All lines that run, with how often."""
+        for line in self._bodies.get(name, ()):
+            yield times, line
+            if not (" reduce(" in line or " sort(" in line or " scatter(" in line):
+                for called in _called(line):
+                    yield from self._walk(called, times * self._trips(line))
+
+    def _trips(self, line: str) -> int:
+        """How often a loop's body runs: what its condition compares the counter with. One for all else."""
+        if " while(" not in line:
+            return 1
+        if known := _TRIPS.search(line):
+            return int(known[1])
+        condition = _CONDITION.search(line)
+        lines = [text for _, text in self._walk(condition[1], 1)] if condition else []
+        limits = [int(match[1]) for text in lines if (match := _CONSTANT.search(text))]
+        return max(limits, default=1)
+
+
+def _called(line: str) -> list[str]:
+    """The computations that a line runs."""
+    names = []
+    for one, many in _CALLED.findall(line):
+        names += [one] if one else [name.strip().lstrip("%") for name in many.split(",")]
+    return names
+
+
+def _ints(text: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in text.split(",") if n)
+
+
+def _size(kind: str, shape: tuple[int, ...]) -> int:
+    return BYTES.get(kind, 4) * int(np.prod(shape, dtype=np.int64))
+
+
+def _largest(types: str) -> int:
+    """Bytes of the largest array: an asynchronous start has its operand and its result."""
+    return max((_size(kind, _ints(dims)) for kind, dims in _ARRAY.findall(types)), default=0)
+
+
+def _sent(kind: str, size: int, parts: int) -> int:
+    """Bytes that each of `parts` devices sends, for a result of `size` bytes."""
+    if parts < 2:
+        return 0
+    if kind == "collective-permute":
+        return size
+    if kind == "reduce-scatter":
+        return size * (parts - 1)
+    return size * (parts - 1) // parts * (2 if kind == "all-reduce" else 1)
+
+
+def _axes(line: str, mesh: Mapping[str, int]) -> tuple[str, int]:
+    """The mesh axes that a collective's groups run along, and the devices in a group."""
+    group = _group(line, mesh)
+    if group is None:
+        return "?", int(np.prod(list(mesh.values())))
+    place = np.stack(np.unravel_index(group, tuple(mesh.values())))
+    names = [name for name, row in zip(mesh, place, strict=True) if len(set(row.tolist())) > 1]
+    whole = int(np.prod([mesh[name] for name in names]))
+    pairs = "source_target_pairs" in line
+    return (" x ".join(names) or "none") if pairs or whole == len(group) else "?", len(group)
+
+
+def _group(line: str, mesh: Mapping[str, int]) -> np.ndarray | None:
+    """The devices of one group, by their place in the mesh; None where the text is not understood."""
+    if match := _IOTA.search(line):
+        shape, dims = _ints(match[1]), _ints(match[2])
+        devices = np.arange(np.prod(dims)).reshape(dims)
+        if match[3]:
+            devices = devices.transpose(_ints(match[3]))
+        return devices.reshape(shape)[0]
+    if match := _LISTED.search(line):
+        return np.array(_ints(match[1]))
+    if match := _NAMED.search(line):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
+        along = re.findall(r"'(\w+)'", match[2])
+        if not set(along) <= set(sizes) or ":" in match[2]:
+            return None
+        devices = np.arange(np.prod(list(sizes.values()))).reshape(tuple(sizes.values()))
+        return devices[tuple(slice(None) if name in along else 0 for name in sizes)].ravel()
+    if match := _PAIRS.search(line):
+        pairs = [_ints(pair) for pair in re.findall(r"\{([\d,]+)\}", match[1])]
+        return np.array(next((pair for pair in pairs if pair[0] != pair[1]), pairs[0]))
+    return np.arange(np.prod(list(mesh.values()))) if "replica_groups={}" in line else None

@@ -1,0 +1,97 @@
+"""However a run is cut over devices, it computes what one device computes; and what is cut takes less room on each."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from ar_jax.config import get_config
+from ar_jax.data import pipeline
+from ar_jax.run import load_data
+from ar_jax.system import from_config
+from ar_jax.training.paths import named_leaves
+from ar_jax.training.program import make_program
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+DEVICES = jax.device_count()
+MODELS = {
+    "softmax": ("digits", {}),
+    "linear": ("digits", {"kind": "linear", "num_heads": 4}),
+    "hybrid": ("digits", {"kind": "linear : softmax", "num_heads": 4}),
+    "var": ("var", {}),
+    "mar": ("mar", {}),
+}
+MESHES = {
+    "data": dict(data=-1),
+    "fsdp": dict(fsdp=-1),
+    "tensor": dict(data=-1, tensor=2),
+    "sequence": dict(data=-1, sequence=2),
+    "fsdp and tensor": dict(fsdp=-1, tensor=2),
+    "all": dict(data=1, fsdp=-1, sequence=2, tensor=2),
+}
+FAST = {("hybrid", "all"), ("softmax", "fsdp and tensor")}
+pytestmark = pytest.mark.skipif(DEVICES < 4, reason="needs 4 devices")
+
+
+def config_of(model: str, mesh: dict[str, int]) -> Any:
+    name, mixer = MODELS[model]
+    config = get_config(CONFIGS / f"{name}.py:smoke")
+    if mixer:
+        config.model.mixer = mixer
+    config.mesh, config.train.batch_size, config.train.num_steps = mesh, 16, 20
+    # Adam's first steps divide by a gradient's size: where that is rounding alone, signs would differ, and so would steps.
+    config.optimizer = dict(kind="sgd", learning_rate=0.1)
+    return config
+
+
+@functools.cache
+def data_of(model: str) -> Any:
+    return load_data(config_of(model, dict(data=1)))
+
+
+@functools.cache
+def trained(model: str, mesh: str, steps: int) -> tuple[list[float], dict[str, np.ndarray]]:
+    """Losses, and the parameters in the end."""
+    config = config_of(model, MESHES[mesh] if mesh else dict(data=1))
+    program = make_program(from_config(config, data_of(model)), config)
+    batches = pipeline.train_iterator(data_of(model), 16, 0)
+    state, losses = program.init(), []
+    first = program.put(next(batches))
+    compiled = program.compile(first)
+    for batch in itertools.chain([first], (program.put(next(batches)) for _ in range(steps - 1))):
+        state, metrics = compiled(state, batch)
+        losses.append(float(metrics["loss"]))
+    return losses, {name: np.asarray(leaf) for name, leaf in named_leaves(state.params).items()}
+
+
+@pytest.mark.parametrize(
+    ("model", "mesh"),
+    [pytest.param(*row, marks=() if row in FAST else pytest.mark.slow) for row in itertools.product(MODELS, MESHES)],
+)
+def test_any_mesh_trains_like_one_device(model: str, mesh: str) -> None:
+    steps = 20
+    losses, params = trained(model, mesh, steps)
+    expected, alone = trained(model, "", steps)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    assert losses[-1] != losses[0]
+    for name, leaf in alone.items():
+        np.testing.assert_allclose(params[name], leaf, atol=1e-5, err_msg=name)
+
+
+def test_fully_sharded_state_takes_a_part_of_the_room_on_each_device() -> None:
+    """Of the parameters that are worth cutting; of the compiled program, as the compiler has planned its memory."""
+    sizes = []
+    for parts in (1, 2, 4):
+        config = get_config(CONFIGS / "digits.py:base")
+        config.mesh, config.train.batch_size = dict(fsdp=parts), 16
+        data = data_of("softmax")
+        program = make_program(from_config(config, data), config)
+        compiled = program.compile(program.put(next(pipeline.train_iterator(data, 16, 0))))
+        sizes.append(compiled.memory_analysis().argument_size_in_bytes)
+    assert sizes[1] < 0.53 * sizes[0] and sizes[2] < 0.53 * sizes[1]
