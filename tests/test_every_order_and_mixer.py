@@ -52,6 +52,18 @@ MASKED += [(m, "random, in sets", "recent", "decoder") for m in ("softmax", "lin
 MASKED += [("softmax", o, "mask", b) for o in ("random, in sets", "blocks") for b in ("masked_autoencoder", "u_vit")]
 
 
+FIRST = {row["kind"]: name for name, row in reversed(cases.MIXERS.items())}  # of several rows of a kind
+LONG = {row for row in CAUSAL if row[2:] == ("auto", "decoder") and row[1] != "next_scale" and (
+    row[0] not in FIRST.values() and ":" not in cases.MIXERS[row[0]]["kind"]
+    or row[0] in READERS and row[1] not in ("raster", "random, in sets")
+)}  # fmt: skip
+
+
+def in_long_tests(rows: list[tuple[str, str, str, str]]) -> list[Any]:
+    """Further options of a mixer, and the orders that softmax reads anyway by feeds of their names, are for the long tests."""
+    return [pytest.param(*row, marks=pytest.mark.slow) if row in LONG else row for row in rows]
+
+
 def context_of(system: System, batch_size: int = BATCH) -> Context:
     """A drawn order and different classes."""
     return system.model.context(jax.random.key(2), batch_size, jnp.arange(batch_size, dtype=jnp.int32) % 3)
@@ -69,7 +81,7 @@ def test_every_registered_part_has_a_row() -> None:
     assert {row["kind"] for row in cases.BACKBONES.values()} == set(BACKBONES)
 
 
-@pytest.mark.parametrize(("mixer", "order", "feed", "backbone"), CAUSAL)
+@pytest.mark.parametrize(("mixer", "order", "feed", "backbone"), in_long_tests(CAUSAL))
 def test_any_cut_between_steps_gives_the_outputs_of_the_whole(mixer: str, order: str, feed: str, backbone: str) -> None:
     system = cases.tiny(mixer, order, feed, backbone)
     model, plan = system.model, system.model.feed
@@ -99,7 +111,9 @@ def test_any_cut_between_steps_gives_the_outputs_of_the_whole(mixer: str, order:
     chex.assert_trees_all_close(halves, whole, atol=1e-4)
 
 
-@pytest.mark.parametrize(("mixer", "order", "feed", "backbone"), [row for row in CAUSAL if row[0] in READERS] + MASKED)
+@pytest.mark.parametrize(
+    ("mixer", "order", "feed", "backbone"), in_long_tests([row for row in CAUSAL if row[0] in READERS]) + MASKED
+)
 def test_no_information_comes_from_the_same_or_a_later_step(mixer: str, order: str, feed: str, backbone: str) -> None:
     """By gradients: with all tokens embedded as floats, the answer for step k does not move with tokens of steps >= k."""
     system = cases.tiny(mixer, order, feed, backbone)

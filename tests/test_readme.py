@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import ar_jax
-from ar_jax import heads, mixers, models, objectives, tokenizers
+from ar_jax import heads, mixers, models, objectives, plan, tokenizers
 from ar_jax.orders import ORDERS
 
 ROOT = Path(__file__).parents[1]
@@ -82,6 +82,11 @@ def test_the_commands_of_the_readme_are_understood(command, monkeypatch, tmp_pat
     words = command.partition("#")[0].split()
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M)
+        return
+    if words[2] == "ar_jax.plan":  # without a pod: that of every parameter
+        monkeypatch.chdir(ROOT)
+        plan.main([word for word in words[2:] if not word.startswith("--topology")])
+        assert "MiB on a device" in capsys.readouterr().out
         return
     if words[1] == "-m":
         command = importlib.import_module(words[2])

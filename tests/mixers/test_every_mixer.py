@@ -17,6 +17,7 @@ from ar_jax.mixers.common.statistics import is_statistic
 from ar_jax.mixers.protocol import NEVER, Mixer, Tokens
 
 DIM, LENGTH, BATCH = 16, 9, 2
+SEEDS = {"select_and_pack": 2}  # with the usual one the gate chooses no token, and nothing has a gradient
 NAMES = [name for name, row in cases.MIXERS.items() if ":" not in row["kind"]]
 FIRST = {row["kind"]: name for name, row in reversed(cases.MIXERS.items())}  # of several rows of a kind
 every_mixer = pytest.mark.parametrize("name", NAMES)
@@ -41,7 +42,8 @@ def tokens_of(length: int, **changes: Any) -> Tokens:
 def variables_of(name: str) -> Any:
     """Parameters that are all away from zero."""
     mixer, x = mixer_of(name), jnp.zeros((1, LENGTH, DIM))
-    return cases.away_from_zero(jax.eval_shape(lambda: mixer.init(jax.random.key(0), x, tokens_of(LENGTH))))
+    shapes = jax.eval_shape(lambda: mixer.init(jax.random.key(0), x, tokens_of(LENGTH)))
+    return cases.away_from_zero(shapes, seed=SEEDS.get(name, 1))
 
 
 def mix(mixer: Mixer, variables: Any, x: jax.Array, tokens: Tokens) -> jax.Array:

@@ -94,4 +94,5 @@ def test_fully_sharded_state_takes_a_part_of_the_room_on_each_device() -> None:
         program = make_program(from_config(config, data), config)
         compiled = program.compile(program.put(next(pipeline.train_iterator(data, 16, 0))))
         sizes.append(compiled.memory_analysis().argument_size_in_bytes)
-    assert sizes[1] < 0.53 * sizes[0] and sizes[2] < 0.53 * sizes[1]
+    cut = 2 * (sizes[0] - sizes[1])  # what half of it was saved by two devices; the rest is small, and whole on each
+    assert cut > 0.95 * sizes[0] and sizes[0] - sizes[2] == pytest.approx(0.75 * cut, rel=0.01)
