@@ -119,7 +119,7 @@ class Stack(nn.Module):
             for i, make in enumerate(self.mixers)
         )
         fields = (blocks, deterministic, self.options.adaln_groups)
-        if state is not None:
+        if state is not None or (not self.is_initializing() and FIRST_LAYER in self.variables["params"]["layers"]):
             return self._one_by_one(Repeat(*fields, parent=None), x, tokens, vector, state)
         scan = nn.scan(
             nn.remat(Repeat, prevent_cse=False) if self.options.remat else Repeat,
@@ -132,16 +132,35 @@ class Stack(nn.Module):
         return scan(*fields, name="layers")(x, None, tokens, vector, numbers)
 
     def _one_by_one(
-        self, repeat: Repeat, x: Array, tokens: Tokens, vector: Array | None, state: State
-    ) -> tuple[Array, State]:
+        self, repeat: Repeat, x: Array, tokens: Tokens, vector: Array | None, state: State | None
+    ) -> tuple[Array, State | None]:
         """The layers written out: a scan over them would copy the weights and the state of every layer in every step."""
-        stacked, after = self.variables["params"]["layers"], []
-        for i, before in enumerate(state):
-            layer = jax.tree.map(lambda a, i=i: a[i], stacked)
+        layers, after = self.variables["params"]["layers"], []
+        layers = layers if FIRST_LAYER in layers else layer_by_layer(layers)
+        for i, before in enumerate((None,) * self.num_repeats if state is None else state):
             number = i if self.options.adaln_groups > 1 else None
-            x, new = repeat.apply({"params": layer}, x, before, tokens, vector, number)
+            x, new = repeat.apply({"params": layers[f"layer_{i}"]}, x, before, tokens, vector, number)
             after.append(new)
-        return x, tuple(after)
+        return x, None if state is None else tuple(after)
+
+
+FIRST_LAYER = "layer_0"
+
+
+def layer_by_layer(stacked: Any) -> dict[str, Any]:
+    """The parameters of each layer, of arrays [layers, ...]."""
+    return {f"layer_{i}": jax.tree.map(lambda a, i=i: a[i], stacked) for i in range(len(jax.tree.leaves(stacked)[0]))}
+
+
+def layers_apart(params: Any) -> Any:
+    """Parameters with those of each layer of all stacks apart, which `Stack` takes as well: for a loop that reads them often.
+
+    A CPU's product cannot read a part of an array, so each turn of a loop would copy all weights first. On other machines
+    the product reads them where they are, and this would only hold them twice.
+    """
+    if not isinstance(params, Mapping):
+        return params
+    return {name: layer_by_layer(part) if name == "layers" else layers_apart(part) for name, part in params.items()}
 
 
 class Decoder(nn.Module):

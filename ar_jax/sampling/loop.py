@@ -16,8 +16,10 @@ from jax.typing import ArrayLike
 from ar_jax.feeds.protocol import Chunk, Feed
 from ar_jax.heads.noise import Drawn, Noise
 from ar_jax.heads.protocol import Sampling
+from ar_jax.kernels.dispatch import platform
 from ar_jax.mixers.protocol import State, take
 from ar_jax.models.autoregressive import Autoregressive
+from ar_jax.models.decoder import layers_apart
 from ar_jax.models.generator import Context
 
 Params = Any
@@ -85,6 +87,8 @@ def generate(
       [B, L] int32 or [B, L, C] float32 tokens on their slots.
     """
     feed, batch, guided = model.feed, len(context.slots), guidance_scales is not None
+    if feed.remembers and platform() == "cpu":
+        params = layers_apart(params)
     scales, factors = jax.tree.map(jnp.asarray, (guidance_scales, temperature_factors))
     rows = batch * (1 + guided)
     state = model.generator.decoder.init_state(rows, feed.max_len, feed.max_step_len) if feed.remembers else None
