@@ -11,10 +11,12 @@ from typing import Any
 
 import jax
 
-# Lines of a trace on which each operation of a program is an event: of TPUs and GPUs, and of a CPU's threads.
-_DEVICE_LINES = re.compile(r"XLA Ops|Stream #.*|tf_XLA(PjRtCpuClient|TfrtCpuClient|Eigen)/.*")
-# What contains other operations, whose time would count twice, and what is no operation.
-_CONTAINERS = re.compile(r"while|conditional|call|async|.*::.*|.*(Execute|Thunk|Region|Wait|Buffer).*")
+# Lines of a trace on which each operation of a program is an event: of TPUs and GPUs, and of a CPU's threads; a small program
+# runs on the thread that calls it.
+_DEVICE_LINES = re.compile(r"XLA Ops|Stream #.*|tf_XLA(PjRtCpuClient|TfrtCpuClient|Eigen)/.*|python")
+_OPERATION = re.compile(r"[a-z][a-z0-9_.-]*")
+# What contains other operations, whose time would count twice.
+_CONTAINERS = re.compile(r"(while|conditional|call|async)\b.*")
 _PRODUCT = re.compile(r" (dot|convolution)\(|custom_call_target=\"[^\"]*(matmul|gemm|conv|Dot)", re.IGNORECASE)
 _DEFINITION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = .*")
 _CALLED = re.compile(r"(?:calls|to_apply)=%?([\w.-]+)")
@@ -37,8 +39,9 @@ def operations(trace: Path | str) -> dict[str, float]:
         for line in plane.lines:
             if _DEVICE_LINES.fullmatch(line.name):
                 for event in line.events:
-                    if not _CONTAINERS.match(event.name):
-                        seconds[event.name.removeprefix("%").split(" ")[0]] += event.duration_ns / 1e9
+                    name = event.name.removeprefix("%").split(" ")[0]
+                    if _OPERATION.fullmatch(name) and not _CONTAINERS.fullmatch(name):
+                        seconds[name] += event.duration_ns / 1e9
     return dict(seconds.most_common())
 
 

@@ -14,7 +14,7 @@ import pytest
 from ar_jax.analysis.flops import flops
 from ar_jax.config import UsageError
 from ar_jax.mixers.protocol import Tokens
-from ar_jax.models.decoder import mixer_pattern
+from ar_jax.models.decoder import layers_apart, mixer_pattern
 from ar_jax.models.generator import Context
 from ar_jax.system import System
 from ar_jax.training.paths import named_leaves, with_leaves
@@ -50,6 +50,14 @@ def test_rematerialisation_changes_no_gradient() -> None:
     gradients = [jax.jit(jax.grad(lambda p, s=s: loss(s, p)))(params) for s in (kept, again)]
     chex.assert_trees_all_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
     assert "remat" in str(jax.make_jaxpr(jax.grad(lambda p: loss(again, p)))(params))
+
+
+def test_layers_apart_are_the_same_layers() -> None:
+    system = cases.tiny(model__num_layers=11)  # more than ten: their names would not be sorted by number
+    params = cases.tiny_params(system)
+    apart = params | {"generator": layers_apart(params["generator"])}
+    assert len(named_leaves(apart)) > 2 * len(named_leaves(params))
+    chex.assert_trees_all_close(hidden(system, apart), hidden(system, params), atol=1e-5)
 
 
 def test_a_deeper_decoder_is_the_same_program() -> None:
