@@ -27,11 +27,20 @@ def run(main: Main, read_config: ReadConfig | None = None) -> None:
       main: the command; its module's docstring is what --help prints.
       read_config: gives the config of a workdir; without it the flag --config=FILE.py[:variant] names one.
     """
+    _guarded(lambda arguments: main(*parse(arguments, read_config)), sys.modules[main.__module__].__doc__)
+
+
+def call(main: Callable[[Sequence[str]], None]) -> None:
+    """Calls main(sys.argv), a command with flags of its own; errors and --help are as in `run`."""
+    _guarded(main, sys.modules[main.__module__].__doc__)
+
+
+def _guarded(main: Callable[[Sequence[str]], None], help_text: str | None) -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
-        print(sys.modules[main.__module__].__doc__)
+        print(help_text)
         return
     try:
-        main(*parse(sys.argv, read_config))
+        main(sys.argv)
     except TrainingStopped as error:
         fail(error, 1)
     except (UsageError, flags.Error) as error:

@@ -14,7 +14,6 @@ import dataclasses
 import json
 import math
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -403,11 +402,5 @@ def _environment() -> None:
 
 
 if __name__ == "__main__":
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-    else:
-        _environment()
-        try:
-            main(sys.argv)
-        except (UsageError, flags.Error) as error:
-            command.fail(error, command.EXIT_USAGE)
+    _environment()
+    command.call(main)

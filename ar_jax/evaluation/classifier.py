@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ from ar_jax.config import UsageError
 from ar_jax.data import pipeline
 from ar_jax.data.protocol import Dataset, Facts
 from ar_jax.evaluation.small import Small, write_small
-from ar_jax.training.loop import TrainingStopped
 from ar_jax.training.workdir import plain_values
 
 
@@ -171,12 +169,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-    else:
-        try:
-            main(sys.argv)
-        except TrainingStopped as error:
-            command.fail(error, 1)
-        except (UsageError, flags.Error) as error:
-            command.fail(error, command.EXIT_USAGE)
+    command.call(main)

@@ -7,7 +7,6 @@ protocols are refused, and the fields that differ are named.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,10 +84,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-    else:
-        try:
-            main(sys.argv)
-        except UsageError as error:
-            command.fail(error, command.EXIT_USAGE)
+    command.call(main)

@@ -7,7 +7,6 @@ folder of a classifier for --features=small, and the file of Inception's weights
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -82,10 +81,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-    else:
-        try:
-            main(sys.argv)
-        except (UsageError, flags.Error) as error:
-            command.fail(error, command.EXIT_USAGE)
+    command.call(main)

@@ -70,12 +70,8 @@ def on_each_device(form: Callable[..., Any], arrays: Any, axes: Any, out_axes: A
       What form returns.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    free = [
-        name
-        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-        if kind != AxisType.Manual and mesh.shape[name] > 1
-    ]
-    if not free:
+    free = [n for n, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual]
+    if all(mesh.shape[name] == 1 for name in free):
         return form(arrays)
     is_axes = lambda x: isinstance(x, tuple) and all(a is None or a in MESH_AXES for a in x)  # noqa: E731
     leaves = jax.tree.leaves(arrays)

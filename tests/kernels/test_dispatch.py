@@ -85,3 +85,18 @@ def test_each_device_gets_its_part_of_batch_and_heads_where_they_divide(monkeypa
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
     done = subprocess.run([sys.executable, "-c", EIGHT_DEVICES], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(jax.device_count() < 2, reason="needs 2 devices")
+def test_inside_no_axis_is_left_to_the_compiler_not_even_one_of_a_single_device() -> None:
+    """It cannot cut a kernel of ours, and refuses one wherever it might have to."""
+    seen: list[Any] = []
+
+    def form(arrays: Any) -> Any:
+        seen.append(jax.sharding.get_abstract_mesh().axis_types)
+        return arrays["x"]
+
+    mesh = jax.make_mesh((2, 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh):
+        jax.jit(lambda x: on_each_device(form, {"x": x}, {"x": ("batch", None)}, ("batch", None)))(np.ones((4, 3)))
+    assert seen and set(seen[0]) == {AxisType.Manual}
