@@ -1,6 +1,7 @@
 """Trains a config: python train.py --config=configs/digits.py[:variant] --workdir=DIR [--config.section.key=value ...].
 
-The same command goes on where a run in DIR was stopped.
+The same command goes on where a run in DIR was stopped. --profile=10 traces so many steps into DIR/profile, for XProf and
+TensorBoard, and prints the operations that took the longest.
 """
 
 from typing import Any

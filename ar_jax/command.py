@@ -62,12 +62,15 @@ def parse(arguments: Sequence[str], read_config: ReadConfig | None = None) -> tu
     flags.DEFINE_integer("processes", 0, "how many there are", flag_values=values)
     flags.DEFINE_integer("process", -1, "which of them this one is, from 0", flag_values=values)
     if read_config is None:
+        flags.DEFINE_integer("profile", 0, "trace so many steps: config.train.profile_steps", flag_values=values)
         flags.DEFINE_string("config", None, "FILE.py[:variant]", flag_values=values, required=True)
     left = values([a for a in arguments if not _OVERRIDE.match(a)])[1:]
     if left:
         raise UsageError(f"{left[0]!r} is not a flag; write --config.section.key=value.")
     hosts.join(values.coordinator, values.processes, values.process)
     config = get_config(values.config) if read_config is None else read_config(values.workdir)
+    if read_config is None and values.profile:
+        config.train.profile_steps = values.profile
     return override(config, [a for a in arguments if _OVERRIDE.match(a)]), values.workdir
 
 

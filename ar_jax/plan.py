@@ -24,42 +24,13 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from ar_jax import command
-from ar_jax.analysis.flops import flops
 from ar_jax.analysis.hlo import Collective, Program
 from ar_jax.config import UsageError, nearest
+from ar_jax.training.chips import CHIPS, GIB, Chip
 from ar_jax.training.mesh import AXES, make_mesh
 from ar_jax.training.paths import named_leaves
 from ar_jax.training.program import make_program
 from ar_jax.training.sharding import batch_sharding, num_batch_shards, replicated
-
-GIB = 2**30
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """One accelerator, by its vendor's figures.
-
-    Attributes:
-      flops: bfloat16 FLOP/s of its matrix units.
-      memory: bytes.
-      bandwidth: bytes/s between it and its memory.
-      links: bytes/s that it sends to its neighbours over all links together.
-      clock: cycles/s; what the compiler's estimates are counted in.
-    """
-
-    flops: float
-    memory: float
-    bandwidth: float
-    links: float
-    clock: float
-
-
-CHIPS = {
-    "v4": Chip(275e12, 32 * GIB, 1228e9, 300e9, 1.05e9),
-    "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9, 1.5e9),
-    "v5p": Chip(459e12, 95 * GIB, 2765e9, 600e9, 1.75e9),
-    "v6e": Chip(918e12, 32 * GIB, 1640e9, 448e9, 1.75e9),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +40,7 @@ class Plan:
     Attributes:
       mesh: size of each axis.
       batch_size: over all devices.
-      remat: whether activations are computed again in the backward pass.
+      remat: what is computed again in the backward pass; see `BlockOptions`.
       memory: bytes by kind; "total" is all of them at once.
       fits: whether that is within a chip's memory.
       model_flops: of the whole batch; of a training step three times those of the loss. None where they cannot be counted.
@@ -82,7 +53,7 @@ class Plan:
 
     mesh: dict[str, int]
     batch_size: int
-    remat: bool
+    remat: str
     memory: dict[str, int]
     fits: bool
     model_flops: int | None
@@ -142,14 +113,8 @@ def plan_training(config: Any, facts: Any, chip: Chip, devices: Sequence[Any]) -
     batch = batch_shapes(system, batch_size)
     compiled = _compiled(lambda: program.compile(batch))
 
-    def loss(params: Any, batch: Any) -> jax.Array:
-        return system.loss(params, batch, jax.random.key(0), jnp.zeros(()))[0]
-
-    try:
-        count = 3 * flops(loss, program.shapes.params, batch)
-    except NotImplementedError:
-        count = None
-    remat = bool(dict(config.model).get("remat", False))
+    count = program.model_flops(batch)
+    remat = str(dict(config.model).get("remat", "none"))
     return _plan(compiled, program.mesh, chip, batch_size, remat, count)
 
 
@@ -172,7 +137,7 @@ def plan_sampling(config: Any, facts: Any, chip: Chip, devices: Sequence[Any], b
     with jax.set_mesh(mesh):
         lowered = jax.jit(draw, out_shardings=rows).lower(program.shapes.params, labels, drop, drawing)
         compiled = _compiled(lowered.compile)
-    return _plan(compiled, mesh, chip, batch_size, False, None)
+    return _plan(compiled, mesh, chip, batch_size, "none", None)
 
 
 def fits(config: Any, facts: Any, chip: Chip, devices: Sequence[Any]) -> list[Plan]:
@@ -183,7 +148,7 @@ def fits(config: Any, facts: Any, chip: Chip, devices: Sequence[Any]) -> list[Pl
     found: list[Plan] = []
     whole = int(config.train.batch_size)
     for mesh in _meshes(len(devices)):
-        for remat in (False, True):
+        for remat in ("none", "dots_with_no_batch_dims", "full"):
             for batch_size in (whole, whole // 2, whole // 4):
                 tried = ConfigDict(config.to_dict())
                 tried.mesh, tried.train.batch_size, tried.model.remat = mesh, batch_size, remat
@@ -242,7 +207,7 @@ def _program(system: Any, config: Any, devices: Sequence[Any] | None) -> Any:
     return make_program(system, config, make_mesh(axes, devices))
 
 
-def _plan(compiled: Any, mesh: Any, chip: Chip, batch_size: int, remat: bool, count: int | None) -> Plan:
+def _plan(compiled: Any, mesh: Any, chip: Chip, batch_size: int, remat: str, count: int | None) -> Plan:
     analysis = compiled.memory_analysis()
     outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes  # donated arguments are written in place
     memory = {
@@ -301,7 +266,7 @@ def _replicated(program: Program, mesh: Any, batch_size: int) -> list[str]:
 def report(plan: Plan, chip: Chip) -> str:
     """The plan for people to read."""
     lines = [
-        f"mesh: {_sizes(plan.mesh)}; batch {plan.batch_size}{', rematerialised' if plan.remat else ''}",
+        f"mesh: {_sizes(plan.mesh)}; batch {plan.batch_size}; remat {plan.remat}",
         f"memory of a chip: {plan.memory['total'] / GIB:.2f} of {chip.memory / GIB:.0f} GiB ("
         + ", ".join(f"{name} {size / GIB:.2f}" for name, size in plan.memory.items() if name != "total")
         + f"): {'fits' if plan.fits else 'does NOT fit'}",

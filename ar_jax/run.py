@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import tempfile
@@ -29,6 +30,7 @@ from ar_jax.training.program import TrainOptions, options
 from ar_jax.training.workdir import plain_values, read_config, write_atomically
 
 FACTS = "facts.json"
+READING = ("flip", "num_threads", "num_workers")  # keys of config.data that say how it is read; see `train_iterator`
 NEEDED = ("seed", "data", "optimizer", "schedule", "train")
 
 
@@ -181,7 +183,7 @@ class Run:
 def load_data(config: Mapping[str, Any]) -> Dataset:
     """The data set that `config.data` names."""
     check_sections(config, NEEDED)
-    return build(DATASETS, {k: v for k, v in dict(config["data"]).items() if k != "flip"}, "data")
+    return build(DATASETS, {k: v for k, v in dict(config["data"]).items() if k not in READING}, "data")
 
 
 def load_facts(config: Mapping[str, Any]) -> Facts:
@@ -189,7 +191,7 @@ def load_facts(config: Mapping[str, Any]) -> Facts:
     data = dict(config["data"])
     if data.get("kind") != "tfds":
         return load_data(config)
-    return build({"tfds": tfds_facts}, {k: v for k, v in data.items() if k != "flip"}, "data")
+    return build({"tfds": tfds_facts}, {k: v for k, v in data.items() if k not in READING}, "data")
 
 
 def build_run(config: Mapping[str, Any], facts: Facts | None = None) -> Run | TokenizerRun:
@@ -243,23 +245,21 @@ def train(config: Mapping[str, Any], workdir: str | Path | None = None) -> Run |
     system = system_of(config, data)
     report.check_eval(config)
     _check_facts(Path(workdir), data)
-    iterator = pipeline.train_iterator(
-        data,
-        options(TrainOptions, config, "train").batch_size,
-        config["seed"],
-        flip=dict(config["data"]).get("flip", False),
-    )
-    state = training.fit(
-        system,
-        iterator,
-        config,
-        workdir,
-        evaluate=lambda params, step: _held_out(_run(system, params, config, step), data),
-        sample=lambda params, step: _picture(_run(system, params, config, step), data),
-        describe=system.describe(),
-        prepare=lambda directory: write_atomically(directory / FACTS, json.dumps(_facts(data))),
-        adopt=_trained_before(config),
-    )
+    reading = {key: value for key, value in dict(config["data"]).items() if key in READING}
+    batch_size = options(TrainOptions, config, "train").batch_size
+    with contextlib.closing(pipeline.train_iterator(data, batch_size, config["seed"], **reading)) as iterator:
+        state = training.fit(
+            system,
+            iterator,
+            config,
+            workdir,
+            evaluate=lambda params, step: _held_out(_run(system, params, config, step), data),
+            sample=lambda params, step: _picture(_run(system, params, config, step), data),
+            describe=system.describe(),
+            count={} if isinstance(system, TokenizerSystem) else {"tokens": system.model.order.length},
+            prepare=lambda directory: write_atomically(directory / FACTS, json.dumps(_facts(data))),
+            adopt=_trained_before(config),
+        )
     return _run(system, state.averaged_params, config, int(state.step))
 
 
@@ -307,6 +307,8 @@ def _same_model(config: Mapping[str, Any]) -> dict[str, Any]:
 def load(workdir: str | Path, config: Mapping[str, Any] | None = None) -> Run | TokenizerRun:
     """The newest state of the run in a directory (its averaged parameters, where it keeps an average).
 
+    `config.eval.checkpoint` names another: the number of its step, or "best" by `config.checkpoint.best_metric`.
+
     Args:
       workdir: the directory that train.py was given.
       config: overrides the run's own config, as long as the parameters fit.
@@ -318,7 +320,7 @@ def load(workdir: str | Path, config: Mapping[str, Any] | None = None) -> Run | 
     check_sections(config, NEEDED)
     report.check_eval(config)
     system = system_of(config, read_facts(workdir))
-    state = training.load(system, config, workdir)
+    state = training.load(system, config, workdir, step=(config.get("eval") or {}).get("checkpoint", "newest"))
     return _run(system, state.averaged_params, config, int(state.step))
 
 

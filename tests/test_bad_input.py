@@ -313,7 +313,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         data = load_data(config)
         system = from_config(config, data)
         (work / FACTS).write_text(json.dumps({name: getattr(data, name) for name in FACT_NAMES}))
-        with contextlib.closing(checkpoints.open_manager(work / "checkpoints", 1)) as manager:
+        with contextlib.closing(checkpoints.open_manager(work / "checkpoints")) as manager:
             iterator = pipeline.train_iterator(data, 64, 0)
             checkpoints.save(manager, make_program(system, config).init(), iterator)
     return work

@@ -53,7 +53,10 @@ def finish(process: subprocess.Popen[str]) -> list[str]:
 def lines(workdir: Path) -> list[dict[str, float]]:
     """metrics.jsonl, without what the clock says."""
     read = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if "per_second" not in key} for line in read]
+    return [
+        {key: value for key, value in line.items() if "per_second" not in key and key != "seconds_per_step"}
+        for line in read
+    ]
 
 
 def picture(file: Path) -> np.ndarray:

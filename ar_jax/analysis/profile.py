@@ -16,7 +16,7 @@ import jax
 _DEVICE_LINES = re.compile(r"XLA Ops|Stream #.*|tf_XLA(PjRtCpuClient|TfrtCpuClient|Eigen)/.*|python")
 _OPERATION = re.compile(r"[a-z][a-z0-9_.-]*")
 # What contains other operations, whose time would count twice.
-_CONTAINERS = re.compile(r"(while|conditional|call|async)\b.*")
+_CONTAINERS = re.compile(r"(while|conditional|cond|call|async)\b.*")
 _PRODUCT = re.compile(r" (dot|convolution)\(|custom_call_target=\"[^\"]*(matmul|gemm|conv|Dot)", re.IGNORECASE)
 _DEFINITION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = .*")
 _CALLED = re.compile(r"(?:calls|to_apply)=%?([\w.-]+)")

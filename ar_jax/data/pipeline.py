@@ -15,6 +15,7 @@ import sys
 import grain
 import jax
 import numpy as np
+from absl import flags
 
 from ar_jax.config import UsageError
 from ar_jax.data.protocol import Dataset, Example, Source
@@ -63,6 +64,8 @@ def train_iterator(
         raise UsageError(f"flip=True mirrors images, but the data set is {found}; use flip=False.")
     batches = _read(_TrainBatches(dataset.train, batch_size, rows, seed, flip), num_threads)
     if num_workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain's workers read absl's global flags, at their defaults here
         batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
     return iter(batches)
 

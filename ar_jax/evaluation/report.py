@@ -36,12 +36,15 @@ def check_eval(config: Any) -> int:
       UsageError: an unknown key of `config.eval`, or a value that is not a whole number in its range.
     """
     section = dict(config.get("eval") or {})
-    check_keys(section, ("batch_size", "every_steps", "samples", "data"), "eval")
+    check_keys(section, ("batch_size", "every_steps", "samples", "data", "checkpoint"), "eval")
     sample_options(config)
     for name, least in (("batch_size", 1), ("every_steps", 0)):
         value = section.get(name, least)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise UsageError(f"config.eval.{name}={value!r} must be a whole number of at least {least}.")
+    checkpoint = section.get("checkpoint", "newest")
+    if checkpoint not in ("newest", "best") and not str(checkpoint).isdigit():
+        raise UsageError(f"config.eval.checkpoint={checkpoint!r} must be 'newest', 'best', or the number of a step.")
     return section.get("batch_size", 180)
 
 

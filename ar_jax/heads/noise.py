@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping
 from typing import Protocol
@@ -60,12 +61,35 @@ class Drawn(Noise):
         """See Noise."""
         return jax.random.gumbel(self._key(name), shape)
 
+    def categorical(self, name: str, logits: Array) -> Array:
+        """See Noise. By inversion, which takes two random numbers a draw instead of V: first a block, then a place in it.
+
+        A token without probability is never drawn.
+        """
+        vocab_size = logits.shape[-1]
+        side = math.isqrt(max(vocab_size - 1, 0)) + 1
+        weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True)).astype(jnp.float32)
+        padding = [(0, 0)] * (logits.ndim - 1) + [(0, -vocab_size % side)]
+        blocks = jnp.pad(weights, padding).reshape(*logits.shape[:-1], -1, side)
+        u = self.uniform(name, (2, *logits.shape[:-1]))
+        block = _first_beyond(blocks.sum(axis=-1), u[0])
+        place = _first_beyond(jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :], u[1])
+        return block * side + place
+
     def fold_in(self, i: ArrayLike) -> Drawn:
         """See Noise."""
         return Drawn(jax.random.fold_in(self.key, i))
 
     def _key(self, name: str) -> Array:
         return jax.random.fold_in(self.key, np.uint32(zlib.crc32(name.encode())))
+
+
+def _first_beyond(weights: Array, u: Array) -> Array:
+    """The first index, [...] int32, at which the running sum of weights [..., n] passes the fraction u [...] of all."""
+    sums = jnp.cumsum(weights, axis=-1)
+    index = (sums <= u[..., None] * sums[..., -1:]).sum(axis=-1)
+    last = jnp.where(weights > 0, jnp.arange(weights.shape[-1]), 0).max(axis=-1)  # rounding may lead beyond it
+    return jnp.minimum(index, last).astype(jnp.int32)
 
 
 @struct.dataclass

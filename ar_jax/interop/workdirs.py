@@ -59,7 +59,7 @@ def write_run(directory: Path, config: Any, system: System, facts: Facts, params
     )
     write_atomically(directory / "config.json", json.dumps(plain_values(config), indent=2) + "\n")
     write_atomically(directory / FACTS, json.dumps(known))
-    with contextlib.closing(checkpoints.open_manager(directory / "checkpoints", keep=1)) as manager:
+    with contextlib.closing(checkpoints.open_manager(directory / "checkpoints")) as manager:
         checkpoints.save(manager, start(program, params), iterator)
         manager.wait_until_finished()
 

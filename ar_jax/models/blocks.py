@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
@@ -30,6 +31,13 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 ADALN = ("none", "block", "shared")
 RESIDUALS = ("add", "gru", "none")
 MLPS = ("all", "last", "none")
+# What the backward pass of a layer finds kept and need not compute again; the names are those of `jax.checkpoint_policies`.
+REMAT: dict[str, Callable[..., Any] | None] = {
+    "none": None,  # everything is kept
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots_with_no_batch_dims": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # those with weights
+}
 MakeMixer = Callable[[], Mixer]
 
 
@@ -55,7 +63,8 @@ class BlockOptions:
       adaln_groups: where it is shared there are so many projections, and block i has number i mod so many (AiM,
         arXiv:2408.12245).
       dropout_rate: after the embedding, the mixers and the MLPs.
-      remat: recompute each layer's activations in the backward pass.
+      remat: what each layer computes again in the backward pass rather than keeps, a key of REMAT: "none", "full" (all but
+        its input), "dots" (all but matrix products), "dots_with_no_batch_dims" (all but products with weights).
       dtype: of the computation, "float32" or "bfloat16".
       param_dtype: of the parameters.
 
@@ -77,7 +86,7 @@ class BlockOptions:
     adaln: str = "none"
     adaln_groups: int = 1
     dropout_rate: float = 0.0
-    remat: bool = False
+    remat: str = "none"
     dtype: str = "float32"
     param_dtype: str = "float32"
 
@@ -85,7 +94,7 @@ class BlockOptions:
         """Checks the values before anything is traced."""
         tables: dict[str, Any] = {"norm": NORMS, "activation": ACTIVATIONS, "dtype": DTYPES, "param_dtype": DTYPES}
         tables |= {"adaln": dict.fromkeys(ADALN), "mlps": dict.fromkeys(MLPS), "residual": dict.fromkeys(RESIDUALS)}
-        tables |= {"last_norm": NORMS | {"": None}}
+        tables |= {"last_norm": NORMS | {"": None}, "remat": REMAT}
         for key, table in tables.items():
             choose(table, getattr(self, key), f"model.{key}")
         if not 0 <= self.dropout_rate < 1:
@@ -119,6 +128,11 @@ class BlockOptions:
     def types(self) -> dict[str, Any]:
         """The fields dtype and param_dtype of a Linen module."""
         return {"dtype": DTYPES[self.dtype], "param_dtype": DTYPES[self.param_dtype]}
+
+    def rematerialised(self, layer: type[nn.Module]) -> type[nn.Module]:
+        """The class of a scan's body that keeps for the backward pass what `remat` says."""
+        policy = REMAT[self.remat]
+        return layer if policy is None else nn.remat(layer, prevent_cse=False, policy=policy)
 
     def make_norm(self, kind: str | None = None) -> Callable[..., Any]:
         """A constructor of these blocks' norm, or of another kind with the same epsilon."""

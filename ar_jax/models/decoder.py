@@ -122,7 +122,7 @@ class Stack(nn.Module):
         if state is not None or (not self.is_initializing() and FIRST_LAYER in self.variables["params"]["layers"]):
             return self._one_by_one(Repeat(*fields, parent=None), x, tokens, vector, state)
         scan = nn.scan(
-            nn.remat(Repeat, prevent_cse=False) if self.options.remat else Repeat,
+            self.options.rematerialised(Repeat),
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast, nn.broadcast, 0),

@@ -103,7 +103,7 @@ class TwoPass(nn.Module):
         if shared is not None:
             readable = shared = shared.append(readable)
         scan = nn.scan(
-            nn.remat(ReadingLayer, prevent_cse=False) if self.options.remat else ReadingLayer,
+            self.options.rematerialised(ReadingLayer),
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, nn.broadcast),

@@ -64,7 +64,7 @@ class UViT(nn.Module):
         """See Backbone."""
         scan = functools.partial(
             nn.scan,
-            nn.remat(SkipLayer, prevent_cse=False) if self.options.remat else SkipLayer,
+            self.options.rematerialised(SkipLayer),
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             length=self.num_layers // 2,

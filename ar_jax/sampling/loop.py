@@ -91,7 +91,11 @@ def generate(
         params = layers_apart(params)
     scales, factors = jax.tree.map(jnp.asarray, (guidance_scales, temperature_factors))
     rows = batch * (1 + guided)
-    state = model.generator.decoder.init_state(rows, feed.max_len, feed.max_step_len) if feed.remembers else None
+    state = None
+    if feed.remembers:
+        # The barrier hides from XLA that the state is zeros: its CPU backend would write the first entries by padding them,
+        # number by number, which takes longer than the step.
+        state = jax.lax.optimization_barrier(model.generator.decoder.init_state(rows, feed.max_len, feed.max_step_len))
     values = model.empty_values(batch)
     values = (
         values if given is None else jnp.where(_over(given.mask, values), given.values.astype(values.dtype), values)

@@ -14,7 +14,7 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,10 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import LatestN
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, EveryNSteps, LatestN
 
 from ar_jax.config import UsageError
 from ar_jax.training.paths import named_leaves
+from ar_jax.training.program import CheckpointOptions
 from ar_jax.training.state import TrainState
 
 _log = logging.getLogger(__name__)
@@ -47,28 +48,77 @@ class DataIterator(Protocol):
         ...
 
 
-def open_manager(directory: Path, keep: int | None = None) -> ocp.CheckpointManager:
+def open_manager(
+    directory: Path, options: CheckpointOptions | None = None, read_only: bool = False
+) -> ocp.CheckpointManager:
     """Orbax's manager of a directory of checkpoints, to be closed after use.
 
     Args:
       directory: of the checkpoints.
-      keep: how many of the newest a save leaves; None to read only: nothing is made or cleaned up.
+      options: which checkpoints a save leaves, and which is the best.
+      read_only: nothing is made or cleaned up.
     """
-    writes = keep is not None
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=LatestN(n=keep), create=writes, cleanup_tmp_directories=writes
+    options = options or CheckpointOptions()
+    kept: list[Any] = [LatestN(n=options.keep)]
+    if options.keep_every_steps:
+        kept.append(EveryNSteps(interval_steps=options.keep_every_steps))
+    quality = options.quality if options.keep_best else None
+    if quality:
+        kept.append(BestN(get_metric_fn=quality, n=options.keep_best, keep_checkpoints_without_metrics=False))
+    policy = ocp.CheckpointManagerOptions(
+        preservation_policy=AnyPreservationPolicy(kept),
+        best_fn=quality,
+        create=not read_only,
+        cleanup_tmp_directories=not read_only,
     )
-    return ocp.CheckpointManager(directory.absolute(), options=options)
+    return ocp.CheckpointManager(directory.absolute(), options=policy)
 
 
-def save(manager: ocp.CheckpointManager, state: TrainState, iterator: DataIterator) -> None:
-    """Writes a checkpoint of the state's step in the background; training may go on, and donate the state, at once."""
+def save(
+    manager: ocp.CheckpointManager,
+    state: TrainState,
+    iterator: DataIterator,
+    evaluation: Mapping[str, float] | None = None,
+) -> None:
+    """Writes a checkpoint of the state's step in the background; training may go on, and donate the state, at once.
+
+    Args:
+      manager: of the directory.
+      state: what is saved.
+      iterator: its position is saved.
+      evaluation: metrics of that step by name, by which the best are kept; None where it was not evaluated.
+    """
     record = {"shapes": _shapes(state), "digest": _digests(state), "position": _position(iterator)}
     parts = ocp.args.Composite(
         state=ocp.args.StandardSave(state),
         record=ocp.args.JsonSave(_seal(record)),
     )
-    manager.save(int(state.step), args=parts, force=True)
+    manager.save(int(state.step), args=parts, force=True, metrics=dict(evaluation) if evaluation else None)
+
+
+def restore(manager: ocp.CheckpointManager, like: TrainState, step: int | None) -> TrainState:
+    """The checkpoint of one step; None for the best by the options that the manager was opened with (`keep_best`).
+
+    Raises:
+      UsageError: there is none, it is of another model, or damaged.
+    """
+    found = manager.best_step() if step is None else step
+    there = sorted(_steps(Path(manager.directory)))
+    if found not in there:
+        what = "evaluated one, which could be the best" if step is None else f"one of step {step}"
+        raise UsageError(
+            f"Among the checkpoints in {manager.directory} there is no {what}; there are those of steps "
+            f"{', '.join(map(str, there)) or '(none)'}."
+        )
+    try:
+        with _without_afterthoughts():
+            return _restore(manager, found, like, None)
+    except UsageError:
+        raise
+    except Exception as error:  # see restore_latest
+        raise UsageError(
+            f"Checkpoint {Path(manager.directory) / str(found)} is damaged; choose another step."
+        ) from error
 
 
 def restore_latest(

@@ -59,17 +59,37 @@ def _seconds(seconds: float) -> str:
 class Recorder:
     """Writes metrics and images of a run's steps, and shows its progress."""
 
-    def __init__(self, workdir: Path, start: int, num_steps: int, batch_size: int, progress: Progress | None = None):
-        """Drops what an earlier process wrote about steps after `start`, and goes on from there."""
+    def __init__(
+        self,
+        workdir: Path,
+        start: int,
+        num_steps: int,
+        work: Mapping[str, float],
+        peak_flops: float | None = None,
+        progress: Progress | None = None,
+    ):
+        """Drops what an earlier process wrote about steps after `start`, and goes on from there.
+
+        Args:
+          workdir: of the run.
+          start: steps done.
+          num_steps: of the run.
+          work: what a step does, by name: "examples", and "tokens" or "flops" where they are known.
+          peak_flops: FLOP/s of all devices together, to compare with; None where it is not known.
+          progress: shows it; chosen by where the output goes if None.
+        """
         drop_lines_after(workdir / "metrics.jsonl", start)
         self._file = (workdir / "metrics.jsonl").open("a")
         self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
         self._progress = progress or make_progress(start, num_steps)
-        self._batch_size = batch_size
+        self._work, self._peak_flops = work, peak_flops
         self._last = (start, time.monotonic())
 
     def metrics(self, step: int, metrics: Mapping[str, float], asked: float | None = None) -> None:
         """Writes the metrics of one step, each step once, and the speed since the one before.
+
+        That is `seconds_per_step`, `examples_per_second` and so on for all work, and `mfu`, the model's FLOP/s as a share of
+        what the devices could do.
 
         Args:
           step: the step.
@@ -78,8 +98,11 @@ class Recorder:
         """
         last_step, last_time = self._last
         self._last = (step, time.monotonic() if asked is None else asked)
-        seconds = max(self._last[1] - last_time, 1e-9)
-        rates = {"examples_per_second": (step - last_step) * self._batch_size / seconds}
+        per_step = max(self._last[1] - last_time, 1e-9) / max(step - last_step, 1)
+        rates = {f"{name}_per_second": count / per_step for name, count in self._work.items()}
+        rates["seconds_per_step"] = per_step
+        if self._peak_flops and "flops" in self._work:
+            rates["mfu"] = rates["flops_per_second"] / self._peak_flops
         line = {"step": step, **metrics, **rates}
         finite = {name: value if np.isfinite(value) else None for name, value in line.items()}  # JSON has no NaN
         self._file.write(json.dumps(finite) + "\n")

@@ -19,11 +19,14 @@ from jax.sharding import Mesh
 
 from ar_jax.config import UsageError
 from ar_jax.training import checkpoints
+from ar_jax.training.chips import chip_of
 from ar_jax.training.logging import Recorder
 from ar_jax.training.program import CheckpointOptions, Program, TrainOptions, make_program, options
 from ar_jax.training.protocol import Params, Task
 from ar_jax.training.state import TrainState
 from ar_jax.training.termination import EXIT_CODE, Termination
+from ar_jax.training.tracing import Tracing
+from ar_jax.training.watchdog import Watchdog
 from ar_jax.training.workdir import claim
 
 Evaluate = Callable[[Params, int], Mapping[str, float]]
@@ -48,6 +51,8 @@ class _Run:
     manager: ocp.CheckpointManager
     recorder: Recorder | None  # None in all processes but the first
     termination: Termination
+    watchdog: Watchdog
+    tracing: Tracing
     evaluate: Evaluate | None
     sample: Sample | None
     # Metrics that devices may still be computing, with their step, when it was asked for, and its evaluation.
@@ -66,6 +71,7 @@ def fit(
     evaluate: Evaluate | None = None,
     sample: Sample | None = None,
     describe: Mapping[str, Any] | None = None,
+    count: Mapping[str, int] | None = None,
     prepare: Callable[[Path], None] | None = None,
     adopt: Callable[[Params], Params] | None = None,
 ) -> TrainState:
@@ -84,6 +90,7 @@ def fit(
       evaluate: metrics by name of (averaged) parameters after a step.
       sample: a picture [H, W, 3] uint8 of samples, or None, likewise.
       describe: further lines for what is said at the start, by name.
+      count: what there is in an example, by name, such as {"tokens": 256}: metrics tell how many of them a second.
       prepare: is called with the directory as soon as it is this run's own, before anything is read or compiled.
       adopt: the parameters of a fresh run pass through it before the first step: what was trained before is put in here.
 
@@ -96,14 +103,18 @@ def fit(
     """
     program = make_program(task, config, mesh)
     saving = options(CheckpointOptions, config, "checkpoint")
+    evaluate_every = int((config.get("eval") or {}).get("every_steps", 0)) or program.train.num_steps
+    if saving.keep_best and saving.every_steps % evaluate_every:
+        raise UsageError(
+            f"config.checkpoint.keep_best={saving.keep_best} compares checkpoints by their evaluation; set "
+            f"config.eval.every_steps to {saving.every_steps}, as config.checkpoint.every_steps, or a divisor of it."
+        )
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(claim(workdir, config))
         if prepare is not None and jax.process_index() == 0:
             prepare(directory)
         termination = stack.enter_context(Termination())
-        manager = stack.enter_context(
-            contextlib.closing(checkpoints.open_manager(directory / "checkpoints", saving.keep))
-        )
+        manager = stack.enter_context(contextlib.closing(checkpoints.open_manager(directory / "checkpoints", saving)))
         state = _resume(program, manager, iterator, adopt)
         start, num_steps = int(state.step), program.train.num_steps
         if start >= num_steps:
@@ -113,9 +124,10 @@ def fit(
         recorder = None
         if jax.process_index() == 0:
             _announce(program, compiled, state, describe or {})
-            recorder = Recorder(directory, start, num_steps, program.train.batch_size)
+            recorder = Recorder(directory, start, num_steps, *_work(program, batch, count or {}))
             stack.callback(recorder.close)
-        evaluate_every = int((config.get("eval") or {}).get("every_steps", 0)) or num_steps
+        tracing = Tracing(directory / "profile", program.train.profile_steps)
+        stack.callback(tracing.close)
         run = _Run(
             program=program,
             train=program.train,
@@ -125,30 +137,43 @@ def fit(
             manager=manager,
             recorder=recorder,
             termination=termination,
+            watchdog=stack.enter_context(Watchdog(program.train.stuck_seconds)),
+            tracing=tracing,
             evaluate=evaluate,
             sample=sample,
         )
         return _train(run, compiled, state, _batches(run, batch, start))
 
 
-def load(task: Task, config: Any, workdir: str | os.PathLike[str], *, mesh: Mesh | None = None) -> TrainState:
-    """The state of the newest undamaged checkpoint of a run, for evaluation; the directory is only read.
+def load(
+    task: Task, config: Any, workdir: str | os.PathLike[str], *, step: int | str = "newest", mesh: Mesh | None = None
+) -> TrainState:
+    """The state of the newest undamaged checkpoint of a run, or of another, for evaluation; the directory is only read.
 
     Args:
       task: what was trained.
       config: the run's config, as `workdir.read_config` gives it.
       workdir: directory of the run.
+      step: of the checkpoint; "newest", or "best" by `config.checkpoint`.
       mesh: devices to use instead of those of `config.mesh`.
 
     Raises:
-      UsageError: there is no checkpoint, it is of another model, or all are damaged.
+      UsageError: there is no such checkpoint, it is of another model, or all are damaged.
     """
     directory = Path(workdir).absolute() / "checkpoints"
     state = None
     if directory.is_dir():
         program = make_program(task, config, mesh)
-        with contextlib.closing(checkpoints.open_manager(directory)) as manager:
-            state = checkpoints.restore_latest(manager, program.shapes)
+        saved = options(CheckpointOptions, config, "checkpoint")
+        if step == "best" and not saved.keep_best:
+            raise UsageError(
+                f"The run in {workdir} keeps no best checkpoint; train with config.checkpoint.keep_best and best_metric."
+            )
+        with contextlib.closing(checkpoints.open_manager(directory, saved, read_only=True)) as manager:
+            if step == "newest":
+                state = checkpoints.restore_latest(manager, program.shapes)
+            else:
+                state = checkpoints.restore(manager, program.shapes, None if step == "best" else int(step))
     if state is None:
         raise UsageError(
             f"There is no checkpoint in {directory}; train first: python train.py --config=... --workdir={workdir}."
@@ -173,26 +198,34 @@ def _resume(
 
 def _train(run: _Run, compiled: Any, state: TrainState, batches: Iterator[Any]) -> TrainState:
     """All steps that are left, each as one call of the compiled program, with what is due after it."""
-    num_steps = run.train.num_steps
-    for step, batch in zip(range(int(state.step) + 1, num_steps + 1), batches, strict=True):
+    num_steps, first = run.train.num_steps, int(state.step) + 1
+    for step, batch in zip(range(first, num_steps + 1), batches, strict=True):
+        run.watchdog.moved()
+        run.tracing.before(step - first, state)
         with jax.transfer_guard("disallow"):
             state, metrics = compiled(state, batch)
         last = step == num_steps
         evaluates = last or step % run.evaluate_every_steps == 0
         asked = time.monotonic()
-        run.pending.append((step, asked, metrics, _evaluate(run, state, step) if evaluates else {}))
-        stops = run.termination.requested  # asked once: what comes in while metrics are read is for the next step
+        with run.watchdog.paused():
+            evaluation = _evaluate(run, state, step) if evaluates else {}
+        run.pending.append((step, asked, metrics, {f"eval/{name}": value for name, value in evaluation.items()}))
+        stops = run.termination.requested_at(
+            step
+        )  # asked once: what comes in while metrics are read is for the next step
         saves = last or stops or step % run.checkpoint_every_steps == 0
-        _drain(
-            run, leave=0 if saves else _MAX_BEHIND
-        )  # before saving: what is not noted by then, a resumed run would not note
+        # Before saving: what is not noted by then, a resumed run would not note.
+        _drain(run, leave=0 if saves else _MAX_BEHIND)
         if saves:
-            checkpoints.save(run.manager, state, run.iterator)
+            with run.watchdog.paused():
+                checkpoints.save(run.manager, state, run.iterator, evaluation)
         if stops and not last:
-            run.manager.wait_until_finished()
+            with run.watchdog.paused():
+                run.manager.wait_until_finished()
             print(f"SIGTERM: saved step {step} of {num_steps}; the same command goes on from there.", file=sys.stderr)
             raise SystemExit(EXIT_CODE)
-    run.manager.wait_until_finished()
+    with run.watchdog.paused():
+        run.manager.wait_until_finished()
     return state
 
 
@@ -214,13 +247,11 @@ def _next_batch(program: Program, iterator: checkpoints.DataIterator, step: int)
 
 
 def _evaluate(run: _Run, state: TrainState, step: int) -> dict[str, float]:
-    """Metrics of the averaged parameters, named `eval/...`, and a picture for TensorBoard. SIGTERM breaks it off."""
+    """Metrics of the averaged parameters, and a picture for TensorBoard. SIGTERM breaks it off."""
     metrics: dict[str, float] = {}
     with run.termination.interrupts():
         if run.evaluate is not None and not run.termination.requested:
-            metrics = {
-                f"eval/{name}": float(value) for name, value in run.evaluate(state.averaged_params, step).items()
-            }
+            metrics = {name: float(value) for name, value in run.evaluate(state.averaged_params, step).items()}
         image = run.sample(state.averaged_params, step) if run.sample and not run.termination.requested else None
         if image is not None and run.recorder is not None:
             run.recorder.image(step, np.asarray(image))
@@ -232,6 +263,7 @@ def _drain(run: _Run, leave: int) -> None:
     while len(run.pending) > leave:
         step, asked, on_device, evaluation = run.pending.popleft()
         metrics = {name: value.item() for name, value in jax.device_get(on_device).items()}
+        run.watchdog.moved()
         skipped = metrics.pop("skipped")
         if run.recorder and (evaluation or step % run.train.log_every_steps == 0 or step == run.train.num_steps):
             run.recorder.metrics(step, metrics | evaluation, asked)
@@ -241,6 +273,16 @@ def _drain(run: _Run, leave: int) -> None:
                 f"still those of step {step - skipped}. Try a lower config.optimizer.learning_rate, or allow more with "
                 "config.train.max_skipped_steps."
             )
+
+
+def _work(program: Program, batch: Any, count: Mapping[str, int]) -> tuple[dict[str, float], float | None]:
+    """What a step does, by name, and the FLOP/s of all devices, where they are known; see Recorder."""
+    work: dict[str, float] = {"examples": program.train.batch_size}
+    work |= {name: number * program.train.batch_size for name, number in count.items()}
+    devices = program.mesh.devices.flatten()
+    chip = chip_of(devices[0].device_kind)
+    flops = None if chip is None else program.model_flops(batch)  # takes a moment, so only for what can be compared
+    return (work, None) if chip is None or flops is None else (work | {"flops": flops}, chip.flops * devices.size)
 
 
 def _announce(program: Program, compiled: Any, state: TrainState, describe: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from ar_jax.analysis.flops import flops
 from ar_jax.config import UsageError, build
 from ar_jax.training.mesh import make_mesh
 from ar_jax.training.optimizers import make_optimizer
@@ -45,6 +46,8 @@ class TrainOptions:
       ema_decay: decay of the parameters' moving average; 0 for no average.
       max_skipped_steps: the run stops after so many steps in a row whose loss or gradient is not finite.
       init_from: directory of a run of the same model whose parameters a fresh run starts with; "" draws fresh ones.
+      stuck_seconds: the run ends when no step has ended for so long, evaluation and saving left out; see `Watchdog`.
+      profile_steps: so many steps are traced, from the third of this process on, into the run's directory; 0 for none.
     """
 
     num_steps: int
@@ -54,12 +57,14 @@ class TrainOptions:
     ema_decay: float = 0.0
     max_skipped_steps: int = 10
     init_from: str = ""
+    stuck_seconds: int = 1800
+    profile_steps: int = 0
 
     def __post_init__(self) -> None:
         """Refuses numbers that make no run."""
-        _check_at_least_one(
-            "train", self, ("num_steps", "batch_size", "log_every_steps", "accumulate_steps", "max_skipped_steps")
-        )
+        names = ("num_steps", "batch_size", "log_every_steps", "accumulate_steps", "max_skipped_steps")
+        check_at_least("train", self, (*names, "stuck_seconds"), 1)
+        check_at_least("train", self, ("profile_steps",), 0)
         if not 0 <= self.ema_decay < 1:
             raise UsageError(
                 f"config.train.ema_decay={self.ema_decay} must be at least 0 (no average) and below 1, such as 0.999."
@@ -73,14 +78,43 @@ class CheckpointOptions:
     Attributes:
       every_steps: steps from one checkpoint to the next; the last step is always saved.
       keep: newest checkpoints that are kept. With 1 there is none to fall back on when it is damaged.
+      keep_every_steps: those of multiples of so many steps are kept, too; 0 for none.
+      keep_best: so many of the best are kept, too, among those that were evaluated in their step; 0 for none.
+      best_metric: of the evaluation, by which they are compared, such as "bits_per_dim".
+      best_is: "lowest" or "highest".
     """
 
     every_steps: int = 1000
     keep: int = 3
+    keep_every_steps: int = 0
+    keep_best: int = 0
+    best_metric: str = ""
+    best_is: str = "lowest"
 
     def __post_init__(self) -> None:
-        """Refuses numbers below 1."""
-        _check_at_least_one("checkpoint", self, ("every_steps", "keep"))
+        """Refuses numbers out of range, and a best of nothing."""
+        check_at_least("checkpoint", self, ("every_steps", "keep"), 1)
+        check_at_least("checkpoint", self, ("keep_every_steps", "keep_best"), 0)
+        if self.best_is not in ("lowest", "highest"):
+            raise UsageError(f"config.checkpoint.best_is={self.best_is!r} must be 'lowest' or 'highest'.")
+        if bool(self.keep_best) != bool(self.best_metric):
+            raise UsageError(
+                f"config.checkpoint.keep_best={self.keep_best} and best_metric={self.best_metric!r} go together: how many, "
+                "and by which metric of the evaluation."
+            )
+
+    def quality(self, metrics: Mapping[str, float]) -> float:
+        """How good a checkpoint of such an evaluation is; more is better.
+
+        Raises:
+          UsageError: the evaluation has no such metric.
+        """
+        if self.best_metric not in metrics:
+            raise UsageError(
+                f"config.checkpoint.best_metric={self.best_metric!r} is no metric of the evaluation; "
+                f"it gives {', '.join(metrics)}."
+            )
+        return metrics[self.best_metric] * (1 if self.best_is == "highest" else -1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +179,14 @@ class Program:
         )
         shardings = _shardings(self.shapes), batch_sharding(self.mesh), replicated(self.mesh)
         return compile_step(step, self.shapes, batch, *shardings)
+
+    def model_flops(self, batch: Batch) -> int | None:
+        """FLOPs of a step on batches of this shape: three times those of the loss, as far as the jaxpr tells them."""
+        key, progress = jax.random.key(0), jnp.zeros(())
+        try:
+            return 3 * flops(lambda p, b: self.task.loss(p, b, key, progress)[0], self.shapes.params, batch)
+        except NotImplementedError:
+            return None
 
     def describe(self, compiled: Any, state: TrainState) -> dict[str, str]:
         """What a run of the compiled step will do, by name, for people to read."""
@@ -211,11 +253,12 @@ def _check_batch_size(train: TrainOptions, num_shards: int) -> None:
         )
 
 
-def _check_at_least_one(section: str, values: Any, names: tuple[str, ...]) -> None:
+def check_at_least(section: str, values: Any, names: tuple[str, ...], least: int) -> None:
+    """Raises UsageError unless these fields of a section are whole numbers of at least so many."""
     for name in names:
         value = getattr(values, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UsageError(f"config.{section}.{name}={value!r} must be a whole number of at least 1.")
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise UsageError(f"config.{section}.{name}={value!r} must be a whole number of at least {least}.")
 
 
 def _shardings(shapes: Any) -> Any:

@@ -35,7 +35,7 @@ def train_on_imagenet(
     config.checkpoint = dict(every_steps=5000)
     config.eval = dict(batch_size=50)
     config.mesh = dict(fsdp=-1)
-    config.model.update(dtype="bfloat16", remat=True)
+    config.model.update(dtype="bfloat16", remat="full")
 
 
 def train_small(config: ConfigDict, variant: str, tokenizer: str, plain: dict[str, Any]) -> None:

@@ -139,10 +139,6 @@ def test_text_is_not_mirrored():
 
 
 def test_worker_processes_read_the_same_batches():
-    from absl import flags
-
-    if not flags.FLAGS.is_parsed():  # grain's workers read absl flags
-        flags.FLAGS(["test"])
     iterator = pipeline.train_iterator(numbered(), 4, seed=5, num_workers=1)
     assert_same_batches(iterator, pipeline.train_iterator(numbered(), 4, seed=5), 3)
     state = json.loads(json.dumps(iterator.get_state()))

@@ -29,6 +29,18 @@ def test_drawn_noise_has_the_mean_and_variance_of_its_kind(kind: str, mean: floa
     assert float(values.var()) == pytest.approx(variance, rel=0.06)  # four deviations for the heaviest tail
 
 
+@pytest.mark.parametrize("vocab_size", [1, 7, 37, 300])
+def test_draws_have_their_probabilities_and_what_has_none_is_never_drawn(vocab_size: int) -> None:
+    logits = 2 * jax.random.normal(jax.random.key(0), (vocab_size,)).at[1::5].set(-jnp.inf)
+    drawn = Drawn(jax.random.key(1)).categorical("token", jnp.broadcast_to(logits, (200, 200, vocab_size)))
+    counts, expected = np.bincount(drawn.ravel(), minlength=vocab_size), 40000 * np.asarray(jax.nn.softmax(logits))
+    likely = expected > 0
+    assert not counts[~likely].any()
+    freedom = likely.sum() - 1
+    chi_squared = (np.square(counts - expected)[likely] / expected[likely]).sum()
+    assert chi_squared <= freedom + 5 * np.sqrt(2 * freedom)
+
+
 def test_recorded_noise_is_read_at_the_steps_of_all_loops_around() -> None:
     arrays = {"init": jnp.arange(6.0).reshape(3, 2), "step": jnp.arange(24.0).reshape(3, 4, 2)}
 

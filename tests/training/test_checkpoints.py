@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import logging
 import shutil
 
@@ -10,6 +11,7 @@ import pytest
 
 from ar_jax.config import UsageError
 from ar_jax.training import checkpoints
+from ar_jax.training.program import CheckpointOptions
 from ar_jax.training.state import TrainState
 
 
@@ -41,13 +43,13 @@ def like(state):
 
 
 def save_all(directory, steps, keep=3):
-    with contextlib.closing(checkpoints.open_manager(directory, keep)) as manager:
+    with contextlib.closing(checkpoints.open_manager(directory, CheckpointOptions(keep=keep))) as manager:
         for step in steps:
             checkpoints.save(manager, make_state(step), Counter(step))
 
 
 def restore(directory, iterator=None, shape=(2, 3)):
-    with contextlib.closing(checkpoints.open_manager(directory)) as manager:
+    with contextlib.closing(checkpoints.open_manager(directory, read_only=True)) as manager:
         return checkpoints.restore_latest(manager, like(make_state(0, shape)), iterator)
 
 
@@ -137,7 +139,7 @@ def test_a_missing_parameter_is_refused_by_name(saved):
     state = make_state(0)
     state.params["more"] = jnp.zeros(2)
     with (
-        contextlib.closing(checkpoints.open_manager(saved)) as manager,
+        contextlib.closing(checkpoints.open_manager(saved, read_only=True)) as manager,
         pytest.raises(UsageError, match=r"params/more is missing there and float32\[2\] in this model"),
     ):
         checkpoints.restore_latest(manager, like(state))
@@ -146,15 +148,55 @@ def test_a_missing_parameter_is_refused_by_name(saved):
 def test_only_the_newest_are_kept_and_damaged_ones_make_room(tmp_path):
     save_all(tmp_path, [1, 2, 3], keep=2)
     (tmp_path / "3" / "record" / "metadata").unlink()
-    with contextlib.closing(checkpoints.open_manager(tmp_path, keep=2)) as manager:
+    with contextlib.closing(checkpoints.open_manager(tmp_path, CheckpointOptions(keep=2))) as manager:
         checkpoints.remove_after(manager, 2)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["2"]
         checkpoints.save(manager, make_state(3), Counter(3))
     assert restore(tmp_path).step == 3
 
 
+BEST = CheckpointOptions(keep=1, keep_every_steps=4, keep_best=2, best_metric="bits_per_dim")
+
+
+def save_evaluated(directory, options=BEST):
+    """Steps 1 to 7, of which all but 5 are evaluated; 2 and 3 are the best."""
+    bits = {1: 3.0, 2: 1.0, 3: 1.5, 4: 2.0, 6: 4.0, 7: 2.5}
+    with contextlib.closing(checkpoints.open_manager(directory, options)) as manager:
+        for step in range(1, 8):
+            evaluation = {"bits_per_dim": bits[step]} if step in bits else None
+            checkpoints.save(manager, make_state(step), Counter(step), evaluation)
+
+
+def restore_one(directory, step, options=BEST):
+    with contextlib.closing(checkpoints.open_manager(directory, options, read_only=True)) as manager:
+        return checkpoints.restore(manager, like(make_state(0)), step)
+
+
+def test_the_newest_every_so_many_and_the_best_are_kept_and_found(tmp_path):
+    save_evaluated(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3", "4", "7"]
+    chex.assert_trees_all_equal(restore_one(tmp_path, None), make_state(2))
+    chex.assert_trees_all_equal(restore_one(tmp_path, 4), make_state(4))
+    chex.assert_trees_all_equal(restore(tmp_path), make_state(7))
+    with pytest.raises(UsageError, match=r"no one of step 5; there are those of steps 2, 3, 4, 7"):
+        restore_one(tmp_path, 5)
+    (tmp_path / "4" / "record" / "metadata").unlink()
+    with pytest.raises(UsageError, match="4 is damaged; choose another step"):
+        restore_one(tmp_path, 4)
+
+
+def test_the_best_may_be_the_highest_and_a_metric_that_there_is_not_is_refused(tmp_path):
+    highest = dataclasses.replace(BEST, best_is="highest", keep_best=1, keep_every_steps=0)
+    save_evaluated(tmp_path, highest)
+    assert restore_one(tmp_path, None, highest).step == 6
+    with pytest.raises(UsageError, match="best_metric='fid' is no metric of the evaluation; it gives bits_per_dim"):
+        dataclasses.replace(BEST, best_metric="fid").quality({"bits_per_dim": 1.0})
+    with pytest.raises(UsageError, match="go together"):
+        CheckpointOptions(keep_best=1)
+
+
 def test_a_position_may_be_bytes(tmp_path):
-    with contextlib.closing(checkpoints.open_manager(tmp_path, keep=1)) as manager:
+    with contextlib.closing(checkpoints.open_manager(tmp_path)) as manager:
         checkpoints.save(manager, make_state(4), Counter(7, as_bytes=True))
     iterator = Counter(as_bytes=True)
     restore(tmp_path, iterator)
@@ -164,7 +206,7 @@ def test_a_position_may_be_bytes(tmp_path):
 def test_a_state_may_be_donated_as_soon_as_save_returns(tmp_path):
     state = make_state(1, (512, 512))
     expected = jax.device_get(state)
-    with contextlib.closing(checkpoints.open_manager(tmp_path, keep=1)) as manager:
+    with contextlib.closing(checkpoints.open_manager(tmp_path)) as manager:
         checkpoints.save(manager, state, Counter())
         jax.block_until_ready(
             jax.jit(lambda s: jax.tree.map(jnp.zeros_like, s), donate_argnums=0, keep_unused=True)(state)

@@ -27,7 +27,7 @@ def board_tags(directory):
 
 
 def test_metrics_go_to_the_file_to_tensorboard_and_to_the_reader(tmp_path, capsys):
-    recorder = Recorder(tmp_path, 0, 10, batch_size=4, progress=Lines(0, 10))
+    recorder = Recorder(tmp_path, 0, 10, {"examples": 4, "flops": 3e9}, peak_flops=1e12, progress=Lines(0, 10))
     recorder.metrics(5, {"loss": 1.5, "learning_rate": 0.1})
     recorder.metrics(10, {"loss": float("nan")})
     recorder.image(10, np.zeros((4, 4, 3), np.uint8))
@@ -35,6 +35,8 @@ def test_metrics_go_to_the_file_to_tensorboard_and_to_the_reader(tmp_path, capsy
     first, second = lines(tmp_path / "metrics.jsonl")
     assert (first["step"], first["loss"], first["learning_rate"]) == (5, 1.5, 0.1) and first["examples_per_second"] > 0
     assert second["loss"] is None  # JSON has no NaN
+    assert first["seconds_per_step"] == pytest.approx(4 / first["examples_per_second"])
+    assert first["mfu"] == pytest.approx(3e9 / first["seconds_per_step"] / 1e12)
     tags = board_tags(tmp_path / "tensorboard")
     assert {("loss", 5), ("loss", 10), ("learning_rate", 5), ("samples", 10)} <= set(tags)
     out = capsys.readouterr().out.splitlines()

@@ -17,6 +17,7 @@ from toy_training import Toy, batches, make_config
 from ar_jax.config import UsageError
 from ar_jax.training import fit, load
 from ar_jax.training import loop as loop_module
+from ar_jax.training.chips import CHIPS
 from ar_jax.training.loop import TrainingStopped
 from ar_jax.training.program import Program, make_program
 
@@ -102,6 +103,32 @@ def test_load_gives_the_last_state_and_says_where_there_is_none(finished, tmp_pa
     assert not list(tmp_path.iterdir())
     with pytest.raises(UsageError, match="params/head/kernel is .* there"):
         load(Toy(width=9), make_config(), workdir)
+
+
+def test_a_profile_names_the_longest_operations_and_metrics_tell_the_utilisation(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(loop_module, "chip_of", lambda kind: CHIPS["v5e"])
+    fit(Toy(), batches(), make_config(num_steps=6, profile_steps=2), tmp_path, count={"tokens": 3})
+    assert len(list((tmp_path / "profile").rglob("*.xplane.pb"))) == 1
+    said = capsys.readouterr().out.partition("profile: ")[2].splitlines()
+    shares = [float(line.split("%")[0]) for line in said[1:6] if "ms a step" in line]
+    assert 2 <= len(shares) <= 5 and shares == sorted(shares, reverse=True)
+    for line in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines()):
+        assert line["tokens_per_second"] == pytest.approx(3 * line["examples_per_second"])
+        assert line["mfu"] == pytest.approx(line["flops_per_second"] / (jax.device_count() * 197e12))
+
+
+def test_the_best_checkpoint_is_kept_and_loaded(tmp_path):
+    bits, config = {4: 1.0, 8: 3.0, 12: 2.0}, make_config()
+    config.checkpoint.update(keep=1, keep_best=1, best_metric="bits_per_dim")
+    config.eval.every_steps = 5
+    with pytest.raises(UsageError, match="set config.eval.every_steps to 4"):
+        fit(Toy(), batches(), config, tmp_path)
+    config.eval.every_steps = 4
+    fit(Toy(), batches(), config, tmp_path, evaluate=lambda params, step: {"bits_per_dim": bits[step]})
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["12", "4"]
+    assert load(Toy(), config, tmp_path, step="best").step == 4 and load(Toy(), config, tmp_path).step == 12
+    with pytest.raises(UsageError, match="keeps no best checkpoint"):
+        load(Toy(), make_config(), tmp_path, step="best")
 
 
 @pytest.mark.parametrize("damage", [False, True], ids=["newest is whole", "newest is damaged"])

@@ -1,0 +1,249 @@
+"""Kills runs at random moments, and sees what is left: python benchmarks/faults.py [--kills 24 16 12] [--out docs].
+
+Runs of the digits config on four CPU devices, in 1, 2 and 4 processes, are killed again and again: a trainer at any moment, a
+trainer while it writes a checkpoint, a process that prepares its data, or politely, by SIGTERM to one process. After each the
+other processes have to end by themselves, and the same command has to go on. A run that reaches its end has to have the
+parameters of one that was never disturbed, to the bit. Writes reliability.md. Some twenty minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import ar_jax  # noqa: E402
+from ar_jax.training import hosts  # noqa: E402
+from ar_jax.training.paths import named_leaves  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+DEVICES, NUM_STEPS, EVERY_STEPS = 4, 1000, 50
+RUN = (
+    "--config=configs/digits.py:smoke",
+    f"--config.train.num_steps={NUM_STEPS}",
+    "--config.train.log_every_steps=1",
+    f"--config.checkpoint.every_steps={EVERY_STEPS}",
+    "--config.data.num_workers=1",
+    "--config.train.stuck_seconds=60",
+)
+KINDS = ("trainer", "writer", "data", "SIGTERM")
+WORDS = {
+    "trainer": "a trainer",
+    "writer": "a trainer writing a checkpoint",
+    "data": "a data process",
+    "SIGTERM": "SIGTERM",
+}
+COLUMNS = (
+    "runs that came to their end",
+    "of them with the same bits as one never disturbed",
+    "most steps lost",
+    "longest until all had ended, s",
+    "ended without a word",
+)
+MOST_SECONDS = 4 * hosts.TIMEOUT
+
+
+def start(workdir: Path, count: int) -> list[subprocess.Popen[bytes]]:
+    """The processes of a run, their output in files beside its directory."""
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        port = found.getsockname()[1]
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // count}",
+        "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
+    processes = []
+    for i in range(count):
+        several = [f"--coordinator=localhost:{port}", f"--processes={count}", f"--process={i}"] if count > 1 else []
+        with output(workdir, i).open("wb") as file:
+            command = [sys.executable, "train.py", *RUN, f"--workdir={workdir}", *several]
+            processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file))
+    return processes
+
+
+def output(workdir: Path, process: int) -> Path:
+    """What a process has said."""
+    return workdir.parent / f"{workdir.name}.{process}.txt"
+
+
+def steps_noted(workdir: Path) -> int:
+    """The newest step in metrics.jsonl."""
+    file = workdir / "metrics.jsonl"
+    found = re.findall(r'^\{"step": (\d+)', file.read_text(errors="replace"), re.MULTILINE) if file.exists() else []
+    return max(map(int, found), default=0)
+
+
+def resumed_after(workdir: Path) -> int | None:
+    """The step after which the run says that it went on; None before it has said anything."""
+    said = re.search(r"^steps: .*", output(workdir, 0).read_text(errors="replace"), re.MULTILINE)
+    if said is None:
+        return None
+    found = re.search(r"resumed after step (\d+)", said[0])
+    return int(found[1]) if found else 0
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def data_processes(pid: int) -> list[int]:
+    """Those of a trainer that prepare data: they run the target of Python's multiprocessing."""
+
+    def prepares(child: int) -> bool:
+        try:
+            return b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
+        except OSError:
+            return False
+
+    return [child for child in children(pid) if prepares(child)]
+
+
+def strike(kind: str, workdir: Path, processes: list[subprocess.Popen[bytes]], rng: random.Random) -> bool:
+    """Waits for the moment, and kills; False where the run has ended before."""
+
+    def until(ready: Any, seconds: float) -> Any:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and all(p.poll() is None for p in processes):
+            if found := ready():
+                return found
+            time.sleep(0.005)
+        return None
+
+    victim = rng.choice(processes)
+    if kind != "trainer" or rng.random() < 0.75:  # a quarter of the trainers die while they start, or restore
+        noted = steps_noted(workdir) if resumed_after(workdir) is not None else None
+        until(lambda: resumed_after(workdir) is not None and steps_noted(workdir) != noted, 120)
+    until(lambda: False, rng.uniform(0, 6))
+    target = victim.pid
+    if kind == "writer" and until(lambda: list((workdir / "checkpoints").glob("*orbax-checkpoint-tmp*")), 60):
+        time.sleep(rng.uniform(0, 0.1))
+    if kind == "data":
+        found = until(lambda: data_processes(victim.pid), 60)
+        target = rng.choice(found) if found else target
+    if any(p.poll() is not None for p in processes):
+        return False
+    os.kill(target, signal.SIGTERM if kind == "SIGTERM" else signal.SIGKILL)
+    return True
+
+
+def ended(processes: list[subprocess.Popen[bytes]]) -> float:
+    """Seconds until all processes had ended; infinite where one of them hung, which is then killed."""
+    begin = time.monotonic()
+    for process in processes:
+        try:
+            process.wait(max(0.1, begin + MOST_SECONDS - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            for one in processes:
+                one.kill()
+                one.wait()
+            return float("inf")
+    return time.monotonic() - begin
+
+
+def parameters(workdir: Path) -> dict[str, np.ndarray]:
+    """Of a finished run."""
+    run = ar_jax.load(workdir)
+    if run.step != NUM_STEPS:
+        sys.exit(f"{workdir} has come to step {run.step} of {NUM_STEPS} only.")
+    return {name: np.asarray(leaf) for name, leaf in named_leaves(run.params).items()}
+
+
+def campaign(
+    folder: Path, count: int, kills: int, rng: random.Random, undisturbed: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """Kills runs of so many processes so often, and lets the last one come to its end."""
+    struck: collections.Counter[str] = collections.Counter()
+    lost, seconds, finished, same, unsaid = 0, 0.0, 0, 0, 0
+    while sum(struck.values()) < kills:
+        workdir, done = folder / f"{count}-{finished}", False
+        while not done:
+            noted, processes = steps_noted(workdir), start(workdir, count)
+            kind = rng.choice(KINDS)
+            hit = sum(struck.values()) < kills and strike(kind, workdir, processes, rng)
+            seconds = max(seconds, ended(processes)) if hit else seconds
+            if hit:
+                struck[kind] += 1
+                said = "".join(output(workdir, i).read_text(errors="replace") for i in range(count))
+                # Of several processes those that were not killed have to say why they end.
+                unsaid += (count > 1 or kind != "trainer" and kind != "writer") and not re.search(
+                    r"error|Error|SIGTERM", said
+                )
+            else:
+                ended(processes)
+            if (again := resumed_after(workdir)) is not None:
+                lost = max(lost, noted - again)
+            done = all(process.returncode == 0 for process in processes)
+            codes = [process.returncode for process in processes]
+            what = f"{kind if hit else 'no kill'}, {sum(struck.values())} of {kills}; noted {steps_noted(workdir)}"
+            print(f"{count} processes: {what}, resumed after {again}, exit codes {codes}", flush=True)
+            if not hit and not done:
+                sys.exit(f"A run that was not killed failed: {output(workdir, 0).read_text(errors='replace')[-2000:]}")
+        finished += 1
+        found = parameters(workdir)
+        same += all(np.array_equal(values, undisturbed[name]) for name, values in found.items())
+    return dict(
+        processes=count, struck=dict(struck), lost=lost, seconds=seconds, finished=finished, same=same, unsaid=unsaid
+    )
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The page."""
+    lines = [
+        "<!-- written by: python benchmarks/faults.py -->",
+        "",
+        f"Runs of the digits config on {DEVICES} CPU devices, {NUM_STEPS} steps with a checkpoint every {EVERY_STEPS}, were "
+        "killed at random moments and started again by the same command, until so many kills were done; the last run of each "
+        "row went on to its end. Steps lost are those that had been noted and were trained again.",
+        "",
+        f"| {' | '.join(('processes', *(WORDS[kind] for kind in KINDS), *COLUMNS))} |",
+        f"| {' | '.join(['---'] * (1 + len(KINDS) + len(COLUMNS)))} |",
+    ]
+    for row in rows:
+        cells = [row["processes"], *(row["struck"].get(kind, 0) for kind in KINDS)]
+        cells += [row["finished"], row["same"], row["lost"], f"{row['seconds']:.0f}", row["unsaid"]]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, nargs=3, default=[24, 16, 12], help="of runs in 1, 2 and 4 processes")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs")
+    arguments = parser.parse_args()
+    rng, rows = random.Random(arguments.seed), []
+    with tempfile.TemporaryDirectory() as folder:
+        processes = start(Path(folder) / "undisturbed", 1)
+        ended(processes)
+        undisturbed = parameters(Path(folder) / "undisturbed")
+        for count, kills in zip((1, 2, 4), arguments.kills, strict=True):
+            rows.append(campaign(Path(folder), count, kills, rng, undisturbed))
+            print(json.dumps(rows[-1]), flush=True)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "reliability.md").write_text(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
