@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import json
 import os
 import random
@@ -99,24 +100,14 @@ def resumed_after(workdir: Path) -> int | None:
     return int(found[1]) if found else 0
 
 
-def children(pid: int) -> list[int]:
-    """The processes that a process has started."""
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
-
-
 def data_processes(pid: int) -> list[int]:
-    """Those of a trainer that prepare data: they run the target of Python's multiprocessing."""
-
-    def prepares(child: int) -> bool:
-        try:
-            return b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
-        except OSError:
-            return False
-
-    return [child for child in children(pid) if prepares(child)]
+    """The processes of a trainer that prepare data: its children that run a target of Python's multiprocessing."""
+    found = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # it may end meanwhile
+            children = [int(child) for child in file.read_text().split()]
+            found += [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return found
 
 
 def strike(kind: str, workdir: Path, processes: list[subprocess.Popen[bytes]], rng: random.Random) -> bool:
@@ -140,7 +131,9 @@ def strike(kind: str, workdir: Path, processes: list[subprocess.Popen[bytes]], r
         time.sleep(rng.uniform(0, 0.1))
     if kind == "data":
         found = until(lambda: data_processes(victim.pid), 60)
-        target = rng.choice(found) if found else target
+        if not found:
+            return False
+        target = rng.choice(found)
     if any(p.poll() is not None for p in processes):
         return False
     os.kill(target, signal.SIGTERM if kind == "SIGTERM" else signal.SIGKILL)

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import sys
+import threading
+import time
 
 import grain
 import jax
@@ -66,8 +69,21 @@ def train_iterator(
     if num_workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain's workers read absl's global flags, at their defaults here
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+        options = grain.MultiprocessingOptions(num_workers=num_workers)
+        batches = batches.mp_prefetch(options, worker_init_fn=_end_with_parent)
     return iter(batches)
+
+
+def _end_with_parent(worker: int, num_workers: int) -> None:
+    """In a worker: it ends when its trainer does. One that was killed cannot end it, and it would wait for ever."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 def test_batches(
