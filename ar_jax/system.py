@@ -28,9 +28,11 @@ from ar_jax.mixers import MIXERS
 from ar_jax.mixers.common.statistics import is_statistic
 from ar_jax.models.autoregressive import Autoregressive
 from ar_jax.models.build import build_generator
+from ar_jax.models.cascade import Cascade
 from ar_jax.models.conditioning import CONDITIONERS, Condition, Conditioner, NoCondition
 from ar_jax.models.generator import Context, Generator
 from ar_jax.objectives import OBJECTIVES
+from ar_jax.objectives.next_token import NextToken
 from ar_jax.objectives.protocol import Objective
 from ar_jax.orders import ORDERS
 from ar_jax.orders.protocol import Order
@@ -48,7 +50,7 @@ from ar_jax.tokenizers.protocol import Tokenizer
 
 Params = Any
 SECTIONS = {
-    "seed", "data", "tokenizer", "order", "feed", "condition", "model", "head", "objective",
+    "seed", "data", "tokenizer", "order", "feed", "condition", "model", "refiner", "head", "objective",
     "optimizer", "schedule", "train", "checkpoint", "eval", "sampling", "mesh",
 }  # fmt: skip
 PARTS = ("tokenizer", "order", "model")
@@ -268,7 +270,7 @@ def from_config(config: Mapping[str, Any], facts: Facts) -> System:
     spare = bool(tokenizer.vocab_size) * bool(dict(config["model"]).get("blank_token", False))
     tokens = {"vocab_size": tokenizer.vocab_size + spare, "channels": tokenizer.channels}
     embed_dim = dict(config["model"]).get("embed_dim", 128)
-    head = _head(config.get("head", {}), tokenizer, tokens | {"embed_dim": embed_dim, "length": order.length})
+    head = _head(config, tokenizer, tokens | {"embed_dim": embed_dim, "length": order.length})
     condition = _condition(config.get("condition", {}), facts, embed_dim)
     make_feed = functools.partial(_feed, config.get("feed", {}), objective, tokenizer, condition.num_tokens)
     feed = make_feed(order)
@@ -279,11 +281,18 @@ def from_config(config: Mapping[str, Any], facts: Facts) -> System:
     position = tuple(tuple(int(c) for c in cell[: feed.place_axes]) for cell in order.position)
     blank = any((np.asarray(chunk.source) == BLANK).any() for chunk in feed.chunks)
     fed: dict[str, Any] = {"blank": blank, "num_transition": feed.num_transition, "num_merged": feed.num_outputs}
-    generator = build_generator(config["model"], head, condition, position, **fed, **content)
+    generator: Generator | Cascade = build_generator(config["model"], head, condition, position, **fed, **content)
+    if (feed.chunks[-1].part is None) == ("refiner" in config):
+        raise UsageError(
+            "config.refiner is the second network of config.feed.kind='refine', written as config.model; set both or neither."
+        )
+    if "refiner" in config:
+        generator = _cascade(config, tokenizer, facts, position)
     _check_fit(feed, objective, generator)
     _check_outputs(feed, generator)
     _check_objective(objective, tokenizer)
     _check_joint(head, objective, order)
+    _check_cascade(generator, objective)
     token_shape = () if tokenizer.vocab_size else (tokenizer.channels,)
     resample = tokenizer.resample if feed.resampled else None
     model = Autoregressive(generator, order, feed, token_shape, resample, vectors)
@@ -346,7 +355,42 @@ def check_sections(config: Mapping[str, Any], needed: Iterable[str]) -> None:
         raise UsageError(f"config.seed={seed!r} must be a whole number from 0 to {2**32 - 1}.")
 
 
+def _cascade(
+    config: Mapping[str, Any], tokenizer: Tokenizer, facts: Facts, position: tuple[tuple[int, ...], ...]
+) -> Cascade:
+    """The networks of config.model and config.refiner: both are fed coarse codes, and each draws its own kind."""
+    sizes = getattr(tokenizer, "vocab_sizes", (tokenizer.vocab_size,))
+    sizes = sizes * 2 if len(sizes) == 1 else sizes
+    parts = []
+    for section, drawn in zip(("model", "refiner"), sizes, strict=True):
+        embed_dim = dict(config[section]).get("embed_dim", 128)
+        kinds = {"vocab_size": drawn, "channels": 0, "embed_dim": embed_dim, "length": len(position)}
+        head, condition = _head(config, tokenizer, kinds), _condition(config.get("condition", {}), facts, embed_dim)
+        parts.append(build_generator(config[section], head, condition, position, sizes[0], channels=0, blank=False))
+    return Cascade(*parts)
+
+
+def _check_cascade(generator: Generator | Cascade, objective: Objective) -> None:
+    """Two networks that draw in turn have one output each, and are trained on whole sequences."""
+    if not isinstance(generator, Cascade):
+        return
+    for network in (generator.first, generator.second):
+        alone = getattr(network.decoder, "num_outputs", 1) == 1 and getattr(
+            network.decoder, "keeps_segments_apart", False
+        )
+        if not alone or network.embedding.merge == "shuffle" or getattr(network.head, "tied", False):
+            raise UsageError(
+                "config.model and config.refiner of feed 'refine' must be of kind 'decoder' with one output a token and a head "
+                "that is not tied; leave out branch_layers, reads_answers, merge='shuffle' and config.head.tied."
+            )
+    if not isinstance(objective, NextToken) or objective.num_answers:
+        raise UsageError(
+            "feed 'refine' is trained on whole sequences; set config.objective.kind='next_token' and leave out num_answers."
+        )
+
+
 def _head(config: Mapping[str, Any], tokenizer: Tokenizer, kinds: Mapping[str, int]) -> Head:
+    config = config.get("head", {})
     natural = "categorical" if tokenizer.vocab_size else "gaussian_mixture"
     head = build(HEADS, {"kind": natural} | dict(config), "head", **kinds)
     if not hasattr(head, "vocab_size" if tokenizer.vocab_size else "channels"):

@@ -341,8 +341,10 @@ class Generator(nn.Module):
         """Which prefix token a source is: learned tokens behind the prefix count as its last one, others as its first."""
         return jnp.clip(-2 - source, 0, self.condition.num_tokens - 1)
 
-    def ask(self, method: str, *args: Any, **options: Any) -> Any:
-        """Calls a method of the head; see `Head`."""
+    def ask(self, method: str, *args: Any, part: int | None = None, **options: Any) -> Any:
+        """Calls a method of the head; see `Head`. Where the head has a distribution for each part, all answers are of this one."""
+        if part is not None and getattr(self.head, "num_outputs", 1) > 1:
+            options["output"] = part
         return getattr(self.head, method)(*args, **options)
 
     def init_all(self, content: Array, context: Context, chunk: Chunk, target: Array, key: Array) -> Array:
