@@ -154,7 +154,7 @@ class System:
         """The objective's loss of a batch of data; see `Objective` and `Task`."""
         encode_key, key = jax.random.split(key)
         values = self.tokens_of(params, batch, encode_key)
-        loss, metrics = self.objective(self.model, params, values, self.condition_of(batch), key, progress)
+        loss, metrics = self.objective(self.model, params, values, self.condition_of(params, batch), key, progress)
         return loss, metrics, {}
 
     def tokens_of(self, params: Params, batch: Mapping[str, Array], key: Array | None = None) -> Array:
@@ -163,9 +163,17 @@ class System:
             return batch["tokens"]
         return self.tokenizer.encode(params["tokenizer"], batch[self.tokenizer.data_key], key)
 
-    def condition_of(self, batch: Mapping[str, Array]) -> Condition:
-        """The part of a batch that conditions the model: labels, embeddings (with their mask, if any), or nothing."""
+    def condition_of(self, params: Params, batch: Mapping[str, Array]) -> Condition:
+        """The part of a batch that conditions the model: labels, embeddings (with their mask, if any), or nothing.
+
+        Prompts, where there are any, are tokens or data like the batch's own.
+        """
         condition = self.model.generator.condition
+        if "prompt" in batch and hasattr(condition, "num_slots"):
+            prompt = batch["prompt"]
+            if prompt.ndim > 2:
+                prompt = self.tokenizer.encode(params["tokenizer"], prompt)
+            return {"label": batch["label"], "prompt": prompt}
         if hasattr(condition, "num_classes"):
             return batch["label"]
         if not hasattr(condition, "channels"):
@@ -180,8 +188,8 @@ class System:
         """
         values, bound = self.tokens_of(params, batch), getattr(self.objective, "bound", None)
         if bound is not None:
-            return bound(self.model, params, values, self.condition_of(batch), key)
-        context = self.model.context(key, len(values), self.condition_of(batch))
+            return bound(self.model, params, values, self.condition_of(params, batch), key)
+        context = self.model.context(key, len(values), self.condition_of(params, batch))
         return log_prob(self.model, params, values, context)
 
     def sample(
@@ -196,6 +204,7 @@ class System:
         """Tokens of len(drop) examples; see `generate`. Where an order is shuffled, given tokens come first."""
         order_key, draw_key = jax.random.split(key)
         slots = self.sampler.order.slots(order_key, len(drop), None if given is None else given.mask)
+        condition = self.sampler.complete(condition, order_key, len(drop))
         return self.sample_in_order(params, Context(slots, condition, drop), drawn_from(draw_key), drawing, given)
 
     def sample_in_order(
@@ -271,7 +280,8 @@ def from_config(config: Mapping[str, Any], facts: Facts) -> System:
     tokens = {"vocab_size": tokenizer.vocab_size + spare, "channels": tokenizer.channels}
     embed_dim = dict(config["model"]).get("embed_dim", 128)
     head = _head(config, tokenizer, tokens | {"embed_dim": embed_dim, "length": order.length})
-    condition = _condition(config.get("condition", {}), facts, embed_dim)
+    perceived = {"num_slots": order.length, "vocab_size": tokenizer.vocab_size}
+    condition = _condition(config.get("condition", {}), facts, embed_dim, perceived)
     make_feed = functools.partial(_feed, config.get("feed", {}), objective, tokenizer, condition.num_tokens)
     feed = make_feed(order)
     content = {"vocab_size": 0, "channels": tokenizer.resample_channels} if feed.resampled else tokens
@@ -286,6 +296,8 @@ def from_config(config: Mapping[str, Any], facts: Facts) -> System:
         raise UsageError(
             "config.refiner is the second network of config.feed.kind='refine', written as config.model; set both or neither."
         )
+    if hasattr(condition, "num_slots") and not generator.vocab_size:
+        raise UsageError("config.condition.kind='prompt' needs tokens that are fed by their numbers; use 'class' here.")
     if "refiner" in config:
         generator = _cascade(config, tokenizer, facts, position)
     _check_fit(feed, objective, generator)
@@ -365,7 +377,7 @@ def _cascade(
     for section, drawn in zip(("model", "refiner"), sizes, strict=True):
         embed_dim = dict(config[section]).get("embed_dim", 128)
         kinds = {"vocab_size": drawn, "channels": 0, "embed_dim": embed_dim, "length": len(position)}
-        head, condition = _head(config, tokenizer, kinds), _condition(config.get("condition", {}), facts, embed_dim)
+        head, condition = _head(config, tokenizer, kinds), _condition(config.get("condition", {}), facts, embed_dim, {})
         parts.append(build_generator(config[section], head, condition, position, sizes[0], channels=0, blank=False))
     return Cascade(*parts)
 
@@ -383,6 +395,12 @@ def _check_cascade(generator: Generator | Cascade, objective: Objective) -> None
                 "config.model and config.refiner of feed 'refine' must be of kind 'decoder' with one output a token and a head "
                 "that is not tied; leave out branch_layers, reads_answers, merge='shuffle' and config.head.tied."
             )
+    names = {kind: name for name, kind in MIXERS.items()}
+    deaf = [names[type(mixer)] for make in generator.second.decoder.mixers if not (mixer := make()).reads_peers]
+    if deaf:
+        raise UsageError(
+            f"mixer {deaf[0]!r} reads earlier tokens only, but config.refiner is fed all at once; use mixer 'softmax' there."
+        )
     if not isinstance(objective, NextToken) or objective.num_answers:
         raise UsageError(
             "feed 'refine' is trained on whole sequences; set config.objective.kind='next_token' and leave out num_answers."
@@ -403,15 +421,21 @@ def _head(config: Mapping[str, Any], tokenizer: Tokenizer, kinds: Mapping[str, i
     return head
 
 
-def _condition(config: Mapping[str, Any], facts: Facts, embed_dim: int) -> Conditioner:
+def _condition(config: Mapping[str, Any], facts: Facts, embed_dim: int, perceived: Mapping[str, int]) -> Conditioner:
+    """The conditioner; `perceived` are the fields of one that is shown images."""
     natural = "class" if facts.num_classes else "none"
     config = {"kind": natural} | dict(config)
-    if config["kind"] == "class" and not facts.num_classes:
+    if config["kind"] in ("class", "prompt") and not facts.num_classes:
         raise UsageError(
-            "config.condition.kind='class' needs data with labels, which this data set does not have; use 'none'."
+            f"config.condition.kind={config['kind']!r} needs data with labels, which this data set does not have; use 'none'."
+        )
+    if config["kind"] == "prompt" and not perceived.get("vocab_size", 0):
+        raise UsageError(
+            "config.condition.kind='prompt' is of discrete tokens that one network is fed; use 'class' here."
         )
     _check_range({k: v for k, v in config.items() if k == "guidance_dropout_rate"})
-    return build(CONDITIONERS, config, "condition", embed_dim=embed_dim, num_classes=facts.num_classes)
+    given = {"embed_dim": embed_dim, "num_classes": facts.num_classes} | dict(perceived)
+    return build(CONDITIONERS, config, "condition", **given)
 
 
 def _check_objective(objective: Objective, tokenizer: Tokenizer) -> None:
@@ -423,7 +447,7 @@ def _check_objective(objective: Objective, tokenizer: Tokenizer) -> None:
         )
 
 
-def _check_fit(feed: Feed, objective: Objective, generator: Generator) -> None:
+def _check_fit(feed: Feed, objective: Objective, generator: Generator | Cascade) -> None:
     if feed.has_parallel == is_masked(objective):
         wanted = "feed 'mask' only" if is_masked(objective) else "no feed 'mask'"
         raise UsageError(
@@ -463,7 +487,7 @@ def _check_joint(head: Head, objective: Objective, order: Order) -> None:
         )
 
 
-def _check_outputs(feed: Feed, generator: Generator) -> None:
+def _check_outputs(feed: Feed, generator: Generator | Cascade) -> None:
     """Each token must have as many outputs as the feed asks for."""
     outputs, inner = generator.num_outputs, getattr(generator.decoder, "num_outputs", 1)
     if generator.embedding.merge == "shuffle" and (inner > 1 or feed.chunks[0].members is None):

@@ -22,7 +22,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     than the label, which decoding does not look at; both networks are trained in one run, by the sum of their losses. The
     training is LlamaGen's.
 
-    `python train.py --config=configs/ctf.py:smoke --workdir=DIR`: 40 steps to 0.00 bits per dimension held out
+    `python train.py --config=configs/ctf.py:smoke --workdir=DIR`: 40 steps to 2.49 bits per dimension held out
     (scikit-learn's digits, each grey level a coarse digit and a fine one to base 5; 65 network evaluations an image).
 
     `python train.py --config=configs/ctf.py:fashion --workdir=DIR` trains on tokens of Fashion-MNIST in

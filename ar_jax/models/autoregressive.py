@@ -122,7 +122,17 @@ class Autoregressive:
         drop = jnp.full(batch_size, condition is None)
         if drop_rate and drop_key is not None:
             drop = drop | jax.random.bernoulli(drop_key, drop_rate, (batch_size,))
+        condition = self.complete(condition, key, batch_size)
         return Context(self.order.slots(order_key, batch_size), condition, drop)
+
+    def complete(self, condition: Condition, key: Array | None, batch_size: int) -> Condition:
+        """The condition with what its conditioner draws itself; see `Conditioner`."""
+        draw = getattr(self.generator.condition, "complete", None)
+        if draw is None:
+            return condition
+        if key is None:
+            raise ValueError("a condition that is drawn needs a key")
+        return draw(condition, jax.random.fold_in(key, 2), batch_size)  # 0 and 1 would be the keys of a split
 
     def read(
         self,

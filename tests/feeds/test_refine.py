@@ -83,8 +83,9 @@ def test_what_is_drawn_step_by_step_is_what_the_whole_sequence_says() -> None:
     model, params = made.model, cases.tiny_params(made)
     values, context = cases.tokens(made, 2), model.context(None, 2, jnp.asarray([0, 1], jnp.int32))
     chunk = model.feed.parallel()
-    whole = chunk.pick(model.read(params, values, context, chunk)[0])
-    together = model.ask(params, "__call__", whole)
+
+    def at_once() -> jax.Array:
+        return model.ask(params, "__call__", chunk.pick(model.read(params, values, context, chunk)[0]))
 
     def one_step(carry: Any, step: Any, chunk: Any) -> Any:
         state, out = carry
@@ -93,7 +94,7 @@ def test_what_is_drawn_step_by_step_is_what_the_whole_sequence_says() -> None:
         return state, out.at[:, chunk.answers].set(logits)
 
     start = model.generator.decoder.init_state(2, model.feed.max_len, model.feed.max_step_len)
-    stepwise = jax.jit(lambda: walk(model.feed, one_step, (start, jnp.zeros((2, 8, 2))))[1])()
+    stepwise, together = jax.jit(lambda: (walk(model.feed, one_step, (start, jnp.zeros((2, 8, 2))))[1], at_once()))()
     np.testing.assert_allclose(stepwise, together, atol=1e-5)  # float32, two layers
     assert float(jnp.abs(together - together[:, :1]).max()) > 0.1
 
@@ -119,7 +120,7 @@ def test_coarse_codes_do_not_know_fine_ones_and_fine_ones_know_all_coarse_ones_a
 
 
 def test_the_likelihood_is_a_distribution_and_samples_have_it() -> None:
-    """All 2^8 pictures of two bits a pixel: probabilities sum to one; 4000 samples are as often as these say."""
+    """All 2^8 pictures of two bits a pixel: probabilities sum to one; 4000 samples come as often as these say."""
     made = system()
     params = cases.tiny_params(made)
     every = (np.arange(256)[:, None] >> np.arange(8)) & 1
@@ -189,6 +190,10 @@ def test_another_order_is_refused(order: str) -> None:
         (dict(refiner=FIRST | dict(branch_layers=(1,))), "must be of kind 'decoder' with one output"),
         (dict(refiner=FIRST | dict(kind="block_transformer", target_positions=True)), "must be of kind 'decoder'"),
         (dict(refiner=FIRST | dict(layers=3)), "num_layers"),
+        (
+            dict(refiner=FIRST | dict(mixer=dict(kind="convolution", width=2))),
+            "mixer 'convolution' reads earlier tokens only",
+        ),
         (dict(head=dict(kind="categorical", tied=True)), "head that is not tied"),
         (dict(objective=dict(kind="permuted")), "feed 'refine' is trained on whole sequences"),
         (dict(objective=dict(kind="next_token", num_answers=2)), "leave out num_answers"),
