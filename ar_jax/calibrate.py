@@ -68,7 +68,7 @@ def _batches(run: Run, params: Any, data: Any, count: int) -> Iterator[tuple[Any
         batch = {name: jnp.asarray(a) for name, a in data.train.take(indices).items()}
         yield (
             system.tokens_of(params, batch),
-            system.model.context(jax.random.key(i), BATCH_SIZE, system.condition_of(batch)),
+            system.model.context(jax.random.key(i), BATCH_SIZE, system.condition_of(params, batch)),
         )
 
 

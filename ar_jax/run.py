@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from ar_jax import training
 from ar_jax.config import UsageError, build
 from ar_jax.data import DATASETS, pipeline
+from ar_jax.data.prompts import with_prompts
 from ar_jax.data.protocol import Dataset, Facts
 from ar_jax.data.tfds import tfds_facts
 from ar_jax.evaluation import reconstruction, report
@@ -32,6 +33,7 @@ from ar_jax.training.workdir import plain_values, read_config, write_atomically
 FACTS = "facts.json"
 READING = ("flip", "num_threads", "num_workers")  # keys of config.data that say how it is read; see `train_iterator`
 NEEDED = ("seed", "data", "optimizer", "schedule", "train")
+BY_PIPELINE = (*READING, "prompts")  # keys of config.data that no data set takes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -117,7 +119,9 @@ class Run:
         self._check_shape(data)
         condition, _ = self._condition(labels, len(data))
         batch: dict[str, Any] = {self.system.tokenizer.data_key: jnp.asarray(data)}
-        if isinstance(condition, Mapping):
+        if isinstance(condition, Mapping) and "prompt" in condition:
+            batch |= {"label": condition["label"], "prompt": condition["prompt"]}
+        elif isinstance(condition, Mapping):
             batch |= {"embedding": condition["embedding"], "embedding_mask": condition["mask"]}
         elif condition is not None:
             batch["embedding" if condition.ndim > 1 else "label"] = condition
@@ -135,6 +139,8 @@ class Run:
                 raise UsageError(f"num_samples={num_samples} must be at least 1 where no labels are given.")
             return None, num_samples
         condition = self.system.model.generator.condition
+        if isinstance(labels, Mapping) and "prompt" in labels:
+            return self._prompted(labels, num_samples)
         if isinstance(labels, Mapping):
             embeddings, count = self._condition(labels["embedding"], num_samples)
             return {"embedding": embeddings, "mask": np.asarray(labels["mask"], bool)}, count
@@ -162,6 +168,19 @@ class Run:
             )
         return np.asarray(labels, np.int32), len(labels)
 
+    def _prompted(self, labels: Mapping[str, Any], num_samples: int | None) -> tuple[Any, int]:
+        """Labels with prompts, {"label": [B], "prompt": [B, L] tokens}."""
+        classes, count = self._condition(labels["label"], num_samples)
+        slots = getattr(self.system.model.generator.condition, "num_slots", 0)
+        prompt, size = np.asarray(labels["prompt"]), self.system.tokenizer.vocab_size
+        fits = prompt.shape == (count, slots) and prompt.dtype.kind in "iu"
+        if not fits or not 0 <= prompt.min() <= prompt.max() < size:
+            raise UsageError(
+                f"prompts have shape {prompt.shape}, but this model takes "
+                + (f"tokens below {size}, [{count}, {slots}]." if slots else "none; give labels alone.")
+            )
+        return {"label": classes, "prompt": prompt.astype(np.int32)}, count
+
     def _given(self, given: Any, mask: Any, batch_size: int) -> Given | None:
         if given is None and mask is None:
             return None
@@ -183,7 +202,9 @@ class Run:
 def load_data(config: Mapping[str, Any]) -> Dataset:
     """The data set that `config.data` names."""
     check_sections(config, NEEDED)
-    return build(DATASETS, {k: v for k, v in dict(config["data"]).items() if k not in READING}, "data")
+    options = dict(config["data"])
+    data: Dataset = build(DATASETS, {k: v for k, v in options.items() if k not in BY_PIPELINE}, "data")
+    return with_prompts(data) if options.get("prompts", False) else data
 
 
 def load_facts(config: Mapping[str, Any]) -> Facts:
@@ -191,7 +212,7 @@ def load_facts(config: Mapping[str, Any]) -> Facts:
     data = dict(config["data"])
     if data.get("kind") != "tfds":
         return load_data(config)
-    return build({"tfds": tfds_facts}, {k: v for k, v in data.items() if k not in READING}, "data")
+    return build({"tfds": tfds_facts}, {k: v for k, v in data.items() if k not in BY_PIPELINE}, "data")
 
 
 def build_run(config: Mapping[str, Any], facts: Facts | None = None) -> Run | TokenizerRun:
@@ -300,7 +321,7 @@ def _trained_before(config: Mapping[str, Any]) -> Callable[[Any], Any] | None:
 
 def _same_model(config: Mapping[str, Any]) -> dict[str, Any]:
     """The sections that decide the parameters of a model."""
-    deciding = ("tokenizer", "order", "feed", "condition", "model", "head", "objective")
+    deciding = ("tokenizer", "order", "feed", "condition", "model", "refiner", "head", "objective")
     return {k: v for k, v in plain_values(config).items() if k in deciding}
 
 

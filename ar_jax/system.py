@@ -28,9 +28,11 @@ from ar_jax.mixers import MIXERS
 from ar_jax.mixers.common.statistics import is_statistic
 from ar_jax.models.autoregressive import Autoregressive
 from ar_jax.models.build import build_generator
+from ar_jax.models.cascade import Cascade
 from ar_jax.models.conditioning import CONDITIONERS, Condition, Conditioner, NoCondition
 from ar_jax.models.generator import Context, Generator
 from ar_jax.objectives import OBJECTIVES
+from ar_jax.objectives.next_token import NextToken
 from ar_jax.objectives.protocol import Objective
 from ar_jax.orders import ORDERS
 from ar_jax.orders.protocol import Order
@@ -48,7 +50,7 @@ from ar_jax.tokenizers.protocol import Tokenizer
 
 Params = Any
 SECTIONS = {
-    "seed", "data", "tokenizer", "order", "feed", "condition", "model", "head", "objective",
+    "seed", "data", "tokenizer", "order", "feed", "condition", "model", "refiner", "head", "objective",
     "optimizer", "schedule", "train", "checkpoint", "eval", "sampling", "mesh",
 }  # fmt: skip
 PARTS = ("tokenizer", "order", "model")
@@ -152,7 +154,7 @@ class System:
         """The objective's loss of a batch of data; see `Objective` and `Task`."""
         encode_key, key = jax.random.split(key)
         values = self.tokens_of(params, batch, encode_key)
-        loss, metrics = self.objective(self.model, params, values, self.condition_of(batch), key, progress)
+        loss, metrics = self.objective(self.model, params, values, self.condition_of(params, batch), key, progress)
         return loss, metrics, {}
 
     def tokens_of(self, params: Params, batch: Mapping[str, Array], key: Array | None = None) -> Array:
@@ -161,9 +163,17 @@ class System:
             return batch["tokens"]
         return self.tokenizer.encode(params["tokenizer"], batch[self.tokenizer.data_key], key)
 
-    def condition_of(self, batch: Mapping[str, Array]) -> Condition:
-        """The part of a batch that conditions the model: labels, embeddings (with their mask, if any), or nothing."""
+    def condition_of(self, params: Params, batch: Mapping[str, Array]) -> Condition:
+        """The part of a batch that conditions the model: labels, embeddings (with their mask, if any), or nothing.
+
+        Prompts, where there are any, are tokens or data like the batch's own.
+        """
         condition = self.model.generator.condition
+        if "prompt" in batch and hasattr(condition, "num_slots"):
+            prompt = batch["prompt"]
+            if prompt.ndim > 2:
+                prompt = self.tokenizer.encode(params["tokenizer"], prompt)
+            return {"label": batch["label"], "prompt": prompt}
         if hasattr(condition, "num_classes"):
             return batch["label"]
         if not hasattr(condition, "channels"):
@@ -178,8 +188,8 @@ class System:
         """
         values, bound = self.tokens_of(params, batch), getattr(self.objective, "bound", None)
         if bound is not None:
-            return bound(self.model, params, values, self.condition_of(batch), key)
-        context = self.model.context(key, len(values), self.condition_of(batch))
+            return bound(self.model, params, values, self.condition_of(params, batch), key)
+        context = self.model.context(key, len(values), self.condition_of(params, batch))
         return log_prob(self.model, params, values, context)
 
     def sample(
@@ -194,6 +204,7 @@ class System:
         """Tokens of len(drop) examples; see `generate`. Where an order is shuffled, given tokens come first."""
         order_key, draw_key = jax.random.split(key)
         slots = self.sampler.order.slots(order_key, len(drop), None if given is None else given.mask)
+        condition = self.sampler.complete(condition, order_key, len(drop))
         return self.sample_in_order(params, Context(slots, condition, drop), drawn_from(draw_key), drawing, given)
 
     def sample_in_order(
@@ -268,8 +279,9 @@ def from_config(config: Mapping[str, Any], facts: Facts) -> System:
     spare = bool(tokenizer.vocab_size) * bool(dict(config["model"]).get("blank_token", False))
     tokens = {"vocab_size": tokenizer.vocab_size + spare, "channels": tokenizer.channels}
     embed_dim = dict(config["model"]).get("embed_dim", 128)
-    head = _head(config.get("head", {}), tokenizer, tokens | {"embed_dim": embed_dim, "length": order.length})
-    condition = _condition(config.get("condition", {}), facts, embed_dim)
+    head = _head(config, tokenizer, tokens | {"embed_dim": embed_dim, "length": order.length})
+    perceived = {"num_slots": order.length, "vocab_size": tokenizer.vocab_size}
+    condition = _condition(config.get("condition", {}), facts, embed_dim, perceived)
     make_feed = functools.partial(_feed, config.get("feed", {}), objective, tokenizer, condition.num_tokens)
     feed = make_feed(order)
     content = {"vocab_size": 0, "channels": tokenizer.resample_channels} if feed.resampled else tokens
@@ -279,11 +291,20 @@ def from_config(config: Mapping[str, Any], facts: Facts) -> System:
     position = tuple(tuple(int(c) for c in cell[: feed.place_axes]) for cell in order.position)
     blank = any((np.asarray(chunk.source) == BLANK).any() for chunk in feed.chunks)
     fed: dict[str, Any] = {"blank": blank, "num_transition": feed.num_transition, "num_merged": feed.num_outputs}
-    generator = build_generator(config["model"], head, condition, position, **fed, **content)
+    generator: Generator | Cascade = build_generator(config["model"], head, condition, position, **fed, **content)
+    if (feed.chunks[-1].part is None) == ("refiner" in config):
+        raise UsageError(
+            "config.refiner is the second network of config.feed.kind='refine', written as config.model; set both or neither."
+        )
+    if hasattr(condition, "num_slots") and not generator.vocab_size:
+        raise UsageError("config.condition.kind='prompt' needs tokens that are fed by their numbers; use 'class' here.")
+    if "refiner" in config:
+        generator = _cascade(config, tokenizer, facts, position)
     _check_fit(feed, objective, generator)
     _check_outputs(feed, generator)
     _check_objective(objective, tokenizer)
     _check_joint(head, objective, order)
+    _check_cascade(generator, objective)
     token_shape = () if tokenizer.vocab_size else (tokenizer.channels,)
     resample = tokenizer.resample if feed.resampled else None
     model = Autoregressive(generator, order, feed, token_shape, resample, vectors)
@@ -346,7 +367,48 @@ def check_sections(config: Mapping[str, Any], needed: Iterable[str]) -> None:
         raise UsageError(f"config.seed={seed!r} must be a whole number from 0 to {2**32 - 1}.")
 
 
+def _cascade(
+    config: Mapping[str, Any], tokenizer: Tokenizer, facts: Facts, position: tuple[tuple[int, ...], ...]
+) -> Cascade:
+    """The networks of config.model and config.refiner: both are fed coarse codes, and each draws its own kind."""
+    sizes = getattr(tokenizer, "vocab_sizes", (tokenizer.vocab_size,))
+    sizes = sizes * 2 if len(sizes) == 1 else sizes
+    parts = []
+    for section, drawn in zip(("model", "refiner"), sizes, strict=True):
+        embed_dim = dict(config[section]).get("embed_dim", 128)
+        kinds = {"vocab_size": drawn, "channels": 0, "embed_dim": embed_dim, "length": len(position)}
+        head, condition = _head(config, tokenizer, kinds), _condition(config.get("condition", {}), facts, embed_dim, {})
+        parts.append(build_generator(config[section], head, condition, position, sizes[0], channels=0, blank=False))
+    return Cascade(*parts)
+
+
+def _check_cascade(generator: Generator | Cascade, objective: Objective) -> None:
+    """Two networks that draw in turn have one output each, and are trained on whole sequences."""
+    if not isinstance(generator, Cascade):
+        return
+    for network in (generator.first, generator.second):
+        alone = getattr(network.decoder, "num_outputs", 1) == 1 and getattr(
+            network.decoder, "keeps_segments_apart", False
+        )
+        if not alone or network.embedding.merge == "shuffle" or getattr(network.head, "tied", False):
+            raise UsageError(
+                "config.model and config.refiner of feed 'refine' must be of kind 'decoder' with one output a token and a head "
+                "that is not tied; leave out branch_layers, reads_answers, merge='shuffle' and config.head.tied."
+            )
+    names = {kind: name for name, kind in MIXERS.items()}
+    deaf = [names[type(mixer)] for make in generator.second.decoder.mixers if not (mixer := make()).reads_peers]
+    if deaf:
+        raise UsageError(
+            f"mixer {deaf[0]!r} reads earlier tokens only, but config.refiner is fed all at once; use mixer 'softmax' there."
+        )
+    if not isinstance(objective, NextToken) or objective.num_answers:
+        raise UsageError(
+            "feed 'refine' is trained on whole sequences; set config.objective.kind='next_token' and leave out num_answers."
+        )
+
+
 def _head(config: Mapping[str, Any], tokenizer: Tokenizer, kinds: Mapping[str, int]) -> Head:
+    config = config.get("head", {})
     natural = "categorical" if tokenizer.vocab_size else "gaussian_mixture"
     head = build(HEADS, {"kind": natural} | dict(config), "head", **kinds)
     if not hasattr(head, "vocab_size" if tokenizer.vocab_size else "channels"):
@@ -359,15 +421,21 @@ def _head(config: Mapping[str, Any], tokenizer: Tokenizer, kinds: Mapping[str, i
     return head
 
 
-def _condition(config: Mapping[str, Any], facts: Facts, embed_dim: int) -> Conditioner:
+def _condition(config: Mapping[str, Any], facts: Facts, embed_dim: int, perceived: Mapping[str, int]) -> Conditioner:
+    """The conditioner; `perceived` are the fields of one that is shown images."""
     natural = "class" if facts.num_classes else "none"
     config = {"kind": natural} | dict(config)
-    if config["kind"] == "class" and not facts.num_classes:
+    if config["kind"] in ("class", "prompt") and not facts.num_classes:
         raise UsageError(
-            "config.condition.kind='class' needs data with labels, which this data set does not have; use 'none'."
+            f"config.condition.kind={config['kind']!r} needs data with labels, which this data set does not have; use 'none'."
+        )
+    if config["kind"] == "prompt" and not perceived.get("vocab_size", 0):
+        raise UsageError(
+            "config.condition.kind='prompt' is of discrete tokens that one network is fed; use 'class' here."
         )
     _check_range({k: v for k, v in config.items() if k == "guidance_dropout_rate"})
-    return build(CONDITIONERS, config, "condition", embed_dim=embed_dim, num_classes=facts.num_classes)
+    given = {"embed_dim": embed_dim, "num_classes": facts.num_classes} | dict(perceived)
+    return build(CONDITIONERS, config, "condition", **given)
 
 
 def _check_objective(objective: Objective, tokenizer: Tokenizer) -> None:
@@ -379,7 +447,7 @@ def _check_objective(objective: Objective, tokenizer: Tokenizer) -> None:
         )
 
 
-def _check_fit(feed: Feed, objective: Objective, generator: Generator) -> None:
+def _check_fit(feed: Feed, objective: Objective, generator: Generator | Cascade) -> None:
     if feed.has_parallel == is_masked(objective):
         wanted = "feed 'mask' only" if is_masked(objective) else "no feed 'mask'"
         raise UsageError(
@@ -419,7 +487,7 @@ def _check_joint(head: Head, objective: Objective, order: Order) -> None:
         )
 
 
-def _check_outputs(feed: Feed, generator: Generator) -> None:
+def _check_outputs(feed: Feed, generator: Generator | Cascade) -> None:
     """Each token must have as many outputs as the feed asks for."""
     outputs, inner = generator.num_outputs, getattr(generator.decoder, "num_outputs", 1)
     if generator.embedding.merge == "shuffle" and (inner > 1 or feed.chunks[0].members is None):

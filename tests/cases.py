@@ -209,8 +209,9 @@ ORDERS: dict[str, dict[str, Any]] = {
     "blocks": dict(kind="blocks"),
     "locality": dict(kind="locality", num_steps=3),
     "next_scale": dict(kind="next_scale"),
+    "coarse_to_fine": dict(kind="coarse_to_fine"),
 }
-FEEDS = ("shift", "query", "resize", "mask", "neighbors", "merge", "recent")
+FEEDS = ("shift", "query", "resize", "mask", "neighbors", "merge", "recent", "refine")
 BACKBONES: dict[str, dict[str, Any]] = {
     "decoder": dict(kind="decoder"),
     "decoder, told the step": dict(

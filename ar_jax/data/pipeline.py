@@ -23,7 +23,7 @@ from absl import flags
 from ar_jax.config import UsageError
 from ar_jax.data.protocol import Dataset, Example, Source
 
-_FLIP = 1  # keeps the coin tosses apart from the shuffles drawn from the same seed
+_FLIP, _DRAW = 1, 2  # keep coin tosses and prompts apart from the shuffles drawn from the same seed
 
 
 def train_iterator(
@@ -129,11 +129,18 @@ class _TrainBatches:
         places = (k * self.batch_size + np.arange(self.batch_size))[self.rows]
         epochs, places = np.divmod(places, len(self.source))
         indices = [self._order(epoch)[places[epochs == epoch]] for epoch in np.unique(epochs).tolist()]
-        batch = self.source.take(np.concatenate(indices))
+        batch = self._take(np.concatenate(indices), k)
         if not self.flip:
             return batch
         heads = np.random.default_rng([self.seed, k, _FLIP]).random(self.batch_size)[self.rows] < 0.5
         return {**batch, "image": np.where(heads[:, None, None, None], batch["image"][:, :, ::-1], batch["image"])}
+
+    def _take(self, indices: np.ndarray, k: int) -> Example:
+        """The examples, anew where the source draws a part of them."""
+        draw = getattr(self.source, "take_drawn", None)
+        if draw is None:
+            return self.source.take(indices)
+        return draw(indices, np.random.default_rng([self.seed, k, _DRAW]).random(self.batch_size)[self.rows])
 
     def _order(self, epoch: int) -> np.ndarray:
         return _shuffled(len(self.source), self.seed, epoch)

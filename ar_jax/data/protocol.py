@@ -19,6 +19,8 @@ Text: `text` uint8 [length].
 class Source(Protocol):
     """Random access to examples: one by one, as grain reads, or many at once, as batches are made.
 
+    One that draws a part of its examples has `take_drawn(indices, uniform)`, too: of numbers [B] drawn evenly from [0, 1).
+
     Both are pure functions of the index and safe to call from several threads.
     """
 

@@ -6,6 +6,7 @@ from ar_jax.feeds.neighbors import neighbors
 from ar_jax.feeds.protocol import Feed
 from ar_jax.feeds.query import query
 from ar_jax.feeds.recent import recent
+from ar_jax.feeds.refine import refine
 from ar_jax.feeds.resize import follows_first_axis, resize
 from ar_jax.feeds.shift import shift
 from ar_jax.orders.protocol import Order
@@ -29,4 +30,5 @@ FEEDS = {
     "neighbors": neighbors,
     "merge": merge,
     "recent": recent,
+    "refine": refine,
 }

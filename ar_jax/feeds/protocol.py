@@ -43,6 +43,8 @@ class Chunk:
       cell_side: positions count cells of so many places a side; one number serves all axes.
       num_outputs: a fed token has so many outputs, which give the answers in turn: answer i is of output i mod so many.
       segment: [T] int32, tokens of different segments do not read one another; None where there is one.
+      part: which of several parts of a model gives all answers, such as a stage of its layers or one of two networks; None
+        where there is one, or where answers are of all of them.
     """
 
     source: np.ndarray | jax.Array
@@ -59,6 +61,7 @@ class Chunk:
     cell_side: int | tuple[int, ...] = struct.field(pytree_node=False, default=1)
     num_outputs: int = struct.field(pytree_node=False, default=1)
     segment: np.ndarray | jax.Array | None = None
+    part: int | None = struct.field(pytree_node=False, default=None)
 
     def __len__(self) -> int:
         """The number of fed tokens, T."""
@@ -69,7 +72,8 @@ class Chunk:
         if self.num_outputs == 1:
             return self
         mine = slice(number, None, self.num_outputs)
-        return dataclasses.replace(self, asked=self.asked[mine], answers=self.answers[mine], num_outputs=1)
+        own: dict[str, Any] = {"asked": self.asked[mine], "answers": self.answers[mine]}
+        return dataclasses.replace(self, **own, num_outputs=1, part=number)
 
     def pick(self, hidden: jax.Array) -> jax.Array:
         """The hidden vectors of the answers, [B, n, D], from those of the fed tokens, [B, T, D].

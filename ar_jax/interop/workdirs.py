@@ -16,6 +16,7 @@ from ar_jax.data import pipeline
 from ar_jax.data.protocol import Dataset, Example, Facts
 from ar_jax.run import FACTS
 from ar_jax.system import System
+from ar_jax.tokenizer_system import TokenizerSystem
 from ar_jax.training import checkpoints
 from ar_jax.training.program import Program, make_program
 from ar_jax.training.state import TrainState, create_state
@@ -38,7 +39,7 @@ class _Unread:
         raise NotImplementedError
 
 
-def write_run(directory: Path, config: Any, system: System, facts: Facts, params: Any) -> None:
+def write_run(directory: Path, config: Any, system: System | TokenizerSystem, facts: Facts, params: Any) -> None:
     """Writes config, facts and a checkpoint of step 0: eval.py reads it, and train.py goes on from it.
 
     Args:

@@ -15,6 +15,7 @@ from ar_jax.config import UsageError
 from ar_jax.feeds.mask import masked_chunk
 from ar_jax.feeds.protocol import Chunk, Feed
 from ar_jax.mixers.protocol import State, take
+from ar_jax.models.cascade import Cascade
 from ar_jax.models.conditioning import Condition
 from ar_jax.models.generator import Context, Generator, slots_of
 from ar_jax.orders.protocol import Order
@@ -40,7 +41,7 @@ class Autoregressive:
         at these slots before their step, [B, n, C].
     """
 
-    generator: Generator
+    generator: Generator | Cascade
     order: Order
     feed: Feed
     token_shape: tuple[int, ...] = ()
@@ -121,7 +122,17 @@ class Autoregressive:
         drop = jnp.full(batch_size, condition is None)
         if drop_rate and drop_key is not None:
             drop = drop | jax.random.bernoulli(drop_key, drop_rate, (batch_size,))
+        condition = self.complete(condition, key, batch_size)
         return Context(self.order.slots(order_key, batch_size), condition, drop)
+
+    def complete(self, condition: Condition, key: Array | None, batch_size: int) -> Condition:
+        """The condition with what its conditioner draws itself; see `Conditioner`."""
+        draw = getattr(self.generator.condition, "complete", None)
+        if draw is None:
+            return condition
+        if key is None:
+            raise ValueError("a condition that is drawn needs a key")
+        return draw(condition, jax.random.fold_in(key, 2), batch_size)  # 0 and 1 would be the keys of a split
 
     def read(
         self,
@@ -214,10 +225,8 @@ class Autoregressive:
         return found.reshape(len(values), *ranks.shape, *found.shape[2:])
 
     def ask(self, params: Params, method: str, *args: Any, **options: Any) -> Any:
-        """Calls a method of the head, such as "loss", "log_prob" or "sample" of hidden vectors; see `Head`."""
-        return self.generator.apply({"params": params["generator"]}, method, *args, **options, method="ask")
+        """Calls a method of the head, such as "loss", "log_prob" or "sample" of hidden vectors; see `Head`.
 
-    def ask_stage(self, number: int, params: Params, method: str, *args: Any, **options: Any) -> Any:
-        """The same of the hidden vectors of one stage; the head may have a distribution of its own for each."""
-        own = self.num_stages > 1 and getattr(self.generator.head, "num_outputs", 1) > 1
-        return self.ask(params, method, *args, **options, **({"output": number} if own else {}))
+        With `part`, the answers are all of that part of the model; see `Chunk.part`.
+        """
+        return self.generator.apply({"params": params["generator"]}, method, *args, **options, method="ask")

@@ -10,7 +10,8 @@ from flax import linen as nn
 from flax import struct
 from jax import Array
 
-Condition = Any  # int32 [B] classes; float [B, P, C] embeddings, alone or with a mask; or None
+# int32 [B] classes, alone or with a prompt of tokens; float [B, P, C] embeddings, alone or with a mask; or None
+Condition = Any
 
 
 @struct.dataclass
@@ -21,11 +22,14 @@ class Told:
       prefix: [B, P, D] tokens in front of all others.
       vector: [B, D], the condition as one vector, for adaLN.
       valid: [B, P] bool, prefix tokens that are no padding; None where all are valid.
+      codes: [B, P] int32, tokens of the vocabulary whose embeddings are added to the prefix, -1 for none; None where there
+        are none at all.
     """
 
     prefix: Array
     vector: Array
     valid: Array | None = None
+    codes: Array | None = None
 
 
 class Conditioner(Protocol):
@@ -38,7 +42,11 @@ class Conditioner(Protocol):
         """The number of prefix tokens, P."""
 
     def __call__(self, condition: Condition, drop: Array) -> Told:
-        """Embeds the condition of B examples; where drop [B] is true, the unconditional one."""
+        """Embeds the condition of B examples; where drop [B] is true, the unconditional one.
+
+        One that draws a part of the condition itself has a method `complete(condition, key, batch_size)`, whose result is
+        what this is given. One whose prefix tokens stand at places of the image has `prefix_slots`, [P] the slots, or -1.
+        """
 
 
 class NoCondition(nn.Module):
@@ -130,4 +138,60 @@ class EmbeddingCondition(nn.Module):
         return Told(prefix, prefix.mean(axis=1), valid)
 
 
-CONDITIONERS = {"none": NoCondition, "class": ClassCondition, "embedding": EmbeddingCondition}
+class PromptCondition(nn.Module):
+    """A class, and behind it the tokens of a whole image, which is read before the first token (VF prompt, arXiv:2502.16965).
+
+    p(x | class) becomes p(x | prompt, class). The prompt's tokens are embedded as those of the image are, at the same places,
+    and read in raster order. They are another image of the class (their "class prompt"), or tokens that are drawn evenly
+    from the vocabulary where none are given (their "universal prompt").
+
+    Attributes:
+      num_slots: tokens of an image, all of which a prompt has.
+      vocab_size: of the tokens.
+    """
+
+    embed_dim: int
+    num_classes: int
+    num_slots: int
+    vocab_size: int
+    guidance_dropout_rate: float = 0.1
+    param_dtype: jnp.dtype = jnp.float32
+
+    @property
+    def num_tokens(self) -> int:
+        """The class, and the prompt."""
+        return 1 + self.num_slots
+
+    @property
+    def prefix_slots(self) -> tuple[int, ...]:
+        """See Conditioner."""
+        return (-1, *range(self.num_slots))
+
+    @nn.nowrap
+    def complete(self, condition: Condition, key: Array, batch_size: int) -> Condition:
+        """{"label": int32 [B], or None for no class, "prompt": int32 [B, L]}; a prompt that is not given is drawn."""
+        given = condition if isinstance(condition, dict) else {"label": condition}
+        drawn = jax.random.randint(key, (batch_size, self.num_slots), 0, self.vocab_size, jnp.int32)
+        return {"label": given["label"], "prompt": given.get("prompt", drawn)}
+
+    @nn.compact
+    def __call__(self, condition: Condition, drop: Array) -> Told:
+        """See Conditioner; the prompt stays where the class is withheld."""
+        labels = None if condition is None else condition["label"]
+        told = ClassCondition(
+            self.embed_dim, self.num_classes, self.guidance_dropout_rate, param_dtype=self.param_dtype, name="label"
+        )(labels, drop)
+        kind = self.param("prompt", nn.initializers.zeros, (1, 1, self.embed_dim), self.param_dtype)
+        shape = (len(drop), self.num_slots)
+        prompt = jnp.zeros(shape, jnp.int32) if condition is None else condition["prompt"]
+        codes = jnp.concatenate([jnp.full((len(drop), 1), -1, jnp.int32), prompt], axis=1)
+        prefix = jnp.concatenate([told.prefix, jnp.broadcast_to(kind, (*shape, self.embed_dim))], axis=1)
+        return Told(prefix, told.vector, codes=codes)
+
+
+CONDITIONERS = {
+    "none": NoCondition,
+    "class": ClassCondition,
+    "embedding": EmbeddingCondition,
+    "prompt": PromptCondition,
+}

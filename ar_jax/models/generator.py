@@ -13,7 +13,7 @@ from flax import struct
 from jax import Array
 
 from ar_jax.config import UsageError, choose
-from ar_jax.feeds.protocol import BLANK, Chunk
+from ar_jax.feeds.protocol import BLANK, NOWHERE, Chunk
 from ar_jax.mixers.protocol import NEVER, State, Tokens, take
 from ar_jax.models.blocks import BlockOptions
 from ar_jax.models.conditioning import Condition, Told
@@ -239,6 +239,9 @@ class Generator(nn.Module):
     def _embed(self, content: Array, slots: Array, told: Told, chunk: Chunk) -> tuple[Array, Tokens]:
         source, place, target = (jnp.atleast_2d(jnp.asarray(a)) for a in (chunk.source, chunk.place, chunk.target))
         prefix = told.prefix.astype(self.options.types["dtype"])
+        if told.codes is not None:
+            perceived = self.value_embed(jnp.maximum(told.codes, 0)).astype(prefix.dtype)
+            prefix = prefix + jnp.where((told.codes >= 0)[..., None], perceived, 0)
         from_prefix = self._prefix_index(source)
         spoken = prefix
         if self.num_transition:  # behind the prefix
@@ -270,6 +273,10 @@ class Generator(nn.Module):
         if embedding.target_positions:
             x += where(target, self.target_embed(asked), 0)
         position = self._cells(place, own, chunk)
+        if hasattr(self.condition, "prefix_slots"):
+            slot = jnp.asarray(self.condition.prefix_slots, jnp.int32)[from_prefix]
+            slot = jnp.where((source < BLANK) & (place < 0), slot, NOWHERE)
+            position = jnp.where((slot >= 0)[..., None], self._cells(slot, jnp.maximum(slot, 0), chunk), position)
         if embedding.level_positions:
             x += where(place, self.level_embed(jnp.maximum(position[..., 0], 0)), 0)
         if embedding.common:
@@ -341,8 +348,10 @@ class Generator(nn.Module):
         """Which prefix token a source is: learned tokens behind the prefix count as its last one, others as its first."""
         return jnp.clip(-2 - source, 0, self.condition.num_tokens - 1)
 
-    def ask(self, method: str, *args: Any, **options: Any) -> Any:
-        """Calls a method of the head; see `Head`."""
+    def ask(self, method: str, *args: Any, part: int | None = None, **options: Any) -> Any:
+        """Calls a method of the head; see `Head`. Where the head has a distribution for each part, all answers are of this one."""
+        if part is not None and getattr(self.head, "num_outputs", 1) > 1:
+            options["output"] = part
         return getattr(self.head, method)(*args, **options)
 
     def init_all(self, content: Array, context: Context, chunk: Chunk, target: Array, key: Array) -> Array:

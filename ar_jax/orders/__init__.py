@@ -1,6 +1,7 @@
 """Orders: which tokens come when. A new order is a function of a layout in one file, and a line in this table."""
 
 from ar_jax.orders.blocks import blocks
+from ar_jax.orders.coarse_to_fine import coarse_to_fine
 from ar_jax.orders.diagonal import diagonal
 from ar_jax.orders.locality import locality
 from ar_jax.orders.nearest import nearest
@@ -23,4 +24,5 @@ ORDERS = {
     "parallel_groups": parallel_groups,
     "blocks": blocks,
     "locality": locality,
+    "coarse_to_fine": coarse_to_fine,
 }

@@ -109,17 +109,17 @@ def generate(
         for stage in range(model.num_stages):
             seen, fed = (jnp.concatenate([values, values]), both_branches(now)) if guided else (values, now)
             hidden, passed_on, state = model.read_stage(stage, params, seen, fed, chunk, state, passed_on)
-            part = chunk if model.num_stages == 1 else chunk.stage(stage)
-            hidden = part.pick(hidden)
-            asked = slots[:, jnp.maximum(part.answers, 0)]  # [B, n]
-            steered = () if scales is None else (hidden[batch:], _scale_of(scales[step], part))
+            answering = chunk if model.num_stages == 1 else chunk.stage(stage)
+            hidden = answering.pick(hidden)
+            asked = slots[:, jnp.maximum(answering.answers, 0)]  # [B, n]
+            steered = () if scales is None else (hidden[batch:], _scale_of(scales[step], answering))
             source = noise(step, asked) if model.num_stages == 1 else noise(step, asked).fold_in(stage)
-            together = {}
+            told: dict[str, Any] = {"part": answering.part}
             if given is not None and getattr(model.generator.head, "draws_jointly", False):
-                together = {"given": (take(values, asked), take(given.mask, asked))}
-            out = model.ask_stage(stage, params, method, hidden[:batch], source, warm, *steered, **together)
+                told["given"] = (take(values, asked), take(given.mask, asked))
+            out = model.ask(params, method, hidden[:batch], source, warm, *steered, **told)
             drawn, confidence = out if model.order.adaptive else (out, None)
-            kept = jnp.broadcast_to(part.answers < 0, asked.shape)
+            kept = jnp.broadcast_to(answering.answers < 0, asked.shape)
             if given is not None:
                 kept |= take(given.mask, asked)
             values = _written(values, drawn, asked, kept)

@@ -126,6 +126,11 @@ class LearnedTokenizer:
         return self.network.quantizer.vocab_size
 
     @property
+    def vocab_sizes(self) -> tuple[int, ...]:
+        """See Tokenizer."""
+        return getattr(self.network.quantizer, "vocab_sizes", (self.vocab_size,))
+
+    @property
     def channels(self) -> int:
         """Numbers in a continuous token."""
         return 0 if self.vocab_size else self.network.quantizer.channels * self.patch_size ** len(self.grid)

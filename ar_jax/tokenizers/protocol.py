@@ -22,6 +22,9 @@ class Tokenizer(Protocol):
     tokens [B, L] and slots [n], a numpy array, to [B, n, resample_channels], what the scales coarser than each slot's tell
     of its place; zeros for the first scale.
 
+    A tokenizer whose layout's last axis counts codes of one place may have `vocab_sizes`, of each such code; else they are
+    all below vocab_size.
+
     A tokenizer whose tokens have a vector each has `vector_channels` > 0 and `vectors(params, tokens)`: tokens [B, n] to
     [B, n, vector_channels].
     """

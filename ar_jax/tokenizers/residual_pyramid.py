@@ -13,7 +13,7 @@ from ar_jax.config import UsageError
 from ar_jax.orders.protocol import Layout
 from ar_jax.tokenizers.pixels import dequantize, quantize
 from ar_jax.tokenizers.protocol import Params
-from ar_jax.tokenizers.resampling import area_matrix, bicubic_matrix, resize
+from ar_jax.tokenizers.resampling import area_matrix, band_cutoffs, bicubic_matrix, low_pass, resize
 
 SPAN = 2.0  # residuals of values in [-1, 1] lie in [-SPAN, SPAN], but for what the bicubic interpolation overshoots
 
@@ -33,6 +33,8 @@ class ResidualPyramid:
       data_levels: grey levels of the data.
       sides: the side of each grid; the last must be H.
       levels: of a residual; 0 takes 2 data_levels + 1, which lie a little closer to one another than the data's.
+      frequency_bands: scale k tells what lies in the frequency bands 1..k of x in place of x (NFIG, S034, arXiv:2503.07076);
+        see `MultiScaleQuantizer`.
 
     Raises:
       UsageError: sides that do not rise to the side of the images, or fewer than two levels.
@@ -42,6 +44,7 @@ class ResidualPyramid:
     data_levels: int
     sides: Sequence[int] = (1, 2, 4, 8)
     levels: int = 0
+    frequency_bands: bool = False
 
     channels = 0
     data_key = "image"
@@ -85,8 +88,9 @@ class ResidualPyramid:
     def encode(self, params: Params, data: Array, key: Array | None = None) -> Array:
         """[B, H, W, C] in [-1, 1] to [B, sum of all grids]."""
         total, codes = jnp.zeros_like(data), []
-        for side in self.sides:
-            rest = resize(data - total, area_matrix(self.shape[0], side))
+        for side, cutoff in zip(self.sides, band_cutoffs(self.sides), strict=True):
+            aim = low_pass(data, cutoff) if self.frequency_bands else data
+            rest = resize(aim - total, area_matrix(self.shape[0], side))
             codes.append(quantize(rest / SPAN, self.vocab_size).reshape(len(data), -1))
             total = total + self._enlarged(self._values(codes[-1]), side)  # what the decoder will know
         return jnp.concatenate(codes, axis=1)

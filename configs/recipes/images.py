@@ -21,6 +21,18 @@ def trained(name: str) -> dict[str, Any]:
     return config.tokenizer.to_dict() | dict(workdir=f"{TOKENIZERS}/{name}")
 
 
+def shards(name: str) -> dict[str, Any]:
+    """The tokens that `python -m ar_jax.tokenize` has written with a tokenizer of this name."""
+    return dict(kind="token_shards", path=f"{SHARDS}/{name}")
+
+
+def clustered(name: str, workdir: str, num_clusters: int) -> dict[str, Any]:
+    """The tokenizer that `python -m ar_jax.cluster` has made of that one."""
+    tokenizer = trained(name)
+    tokenizer["quantizer"] |= dict(num_clusters=num_clusters, ema_decay=0.0, revive_below=0.0)
+    return tokenizer | dict(workdir=f"{TOKENIZERS}/{workdir}")
+
+
 def epochs(count: float, batch_size: int) -> int:
     """Steps of so many epochs of ImageNet."""
     return round(count * IMAGENET_SIZE / batch_size)
@@ -42,7 +54,7 @@ def train_small(config: ConfigDict, variant: str, tokenizer: str, plain: dict[st
     """Fills in data, tokenizer and training: "fashion" takes the tokens of a trained tokenizer, "smoke" a plain one."""
     num_steps, warmup_steps, batch_size, learning_rate = SMALL[variant]
     if variant == "fashion":
-        config.data, config.tokenizer = dict(kind="token_shards", path=f"{SHARDS}/{tokenizer}"), trained(tokenizer)
+        config.data, config.tokenizer = shards(tokenizer), trained(tokenizer)
     else:
         config.data, config.tokenizer = dict(kind="digits"), plain
     config.optimizer = dict(kind="adamw", learning_rate=learning_rate, b2=0.95, weight_decay=0.05, clip_norm=1.0)

@@ -17,12 +17,16 @@ ROWS = {
     "vq": dict(kind="vq", vocab_size=9, channels=3, entropy_weight=0.1),
     "vq, plain": dict(kind="vq", vocab_size=9, channels=3, l2_norm=False),
     "vq, averaged": dict(kind="vq", vocab_size=9, channels=3, ema_decay=0.5, revive_below=0.1),
+    "vq, clustered": dict(kind="vq", vocab_size=9, channels=3, num_clusters=3),
     "fsq": dict(kind="fsq", levels=(4, 3, 2)),
     "lfq": dict(kind="lfq", channels=5, entropy_bits=3),
     "kl": dict(kind="kl", channels=3),
     "multi_scale_vq": dict(kind="multi_scale_vq", vocab_size=9, channels=3, patch_nums=(1, 3, SIDE), num_phi=4),
     "multi_scale_vq, a phi each": dict(
         kind="multi_scale_vq", vocab_size=9, channels=3, patch_nums=(1, 2, SIDE), num_phi=0
+    ),
+    "multi_scale_vq, bands": dict(
+        kind="multi_scale_vq", vocab_size=9, channels=3, patch_nums=(1, 2, SIDE), frequency_bands=True
     ),
     "residual_vq": dict(kind="residual_vq", vocab_size=9, channels=3, depth=3),
     "residual_vq, averaged": dict(kind="residual_vq", vocab_size=9, channels=3, depth=2, ema_decay=0.5),
@@ -197,6 +201,8 @@ def test_the_first_scales_alone_add_up_to_what_they_are_known_to_be():
     [
         (dict(kind="vq", vocab_size=1), "vocab_size=1"),
         (dict(kind="vq", revive_below=0.1), "needs ema_decay"),
+        (dict(kind="vq", num_clusters=17, vocab_size=16), "num_clusters=17 must lie between 0 and vocab_size, 16"),
+        (dict(kind="vq", num_clusters=4, ema_decay=0.9), "needs ema_decay=0"),
         (dict(kind="fsq", levels=(4, 1)), r"levels=\(4, 1\)"),
         (dict(kind="lfq", channels=31), "channels=31"),
         (dict(kind="multi_scale_vq", patch_nums=(1, 2)), r"patch_nums=\(1, 2\) must rise"),
@@ -211,3 +217,34 @@ def test_what_does_not_fit_is_told(row, message):
         quantizer = build(QUANTIZERS, row, "tokenizer.quantizer")
         quantizer.layout((SIDE, SIDE))
         jax.eval_shape(quantizer.init, jax.random.key(0), jnp.zeros((1, SIDE, SIDE, quantizer.in_channels)))
+
+
+def test_a_clustered_code_is_its_cluster_and_itself_and_its_cluster_alone_shows_the_centre():
+    quantizer, variables, _, found = made("vq, clustered")
+    coarse, fine = found.codes[:, ::2], found.codes[:, 1::2]
+    np.testing.assert_array_equal(fine, made("vq")[0].apply(variables_without_centres(variables), made("vq")[2]).codes)
+    vectors = quantizer.apply(variables, found.codes, method="lookup")
+    centroids = variables["params"]["centroids"]
+    distances = jnp.square(vectors[:, :, None] - centroids[None, None]).sum(axis=-1)
+    np.testing.assert_array_equal(coarse, distances.argmin(axis=-1))
+    known = jnp.broadcast_to(jnp.arange(found.codes.shape[1])[None] % 2 == 0, found.codes.shape)
+    shown = quantizer.apply(variables, found.codes, known, method="lookup")
+    np.testing.assert_array_equal(shown, centroids[coarse])
+    assert quantizer.vocab_sizes == (3, 9) and coarse.max() < 3
+
+
+def variables_without_centres(variables):
+    return {"params": {k: v for k, v in variables["params"].items() if k != "centroids"}}
+
+
+def test_a_scale_of_bands_is_chosen_for_what_lies_in_its_bands_and_the_ones_before():
+    """FR-VAE (arXiv:2503.07076, eq. 3): R_(i-1) + f_i is what the bands up to i hold, less what the codes before have given."""
+    quantizer, variables, z, found = made("multi_scale_vq, bands")
+    totals = quantizer.apply(variables, found.codes, 3, method="totals")
+    spectrum, radius = np.fft.fft2(z, axes=(1, 2)), np.hypot(*np.meshgrid(*[np.fft.fftfreq(SIDE)] * 2, indexing="ij"))
+    start = 0
+    for scale, (side, cutoff) in enumerate(zip((1, 2, SIDE), np.cumsum([1, 4, 16]) / 21, strict=True)):
+        band = np.fft.ifft2(spectrum * (radius <= cutoff * radius.max() + 1e-9)[None, :, :, None], axes=(1, 2)).real
+        rest = (band - totals[scale]).reshape(2, side, SIDE // side, side, SIDE // side, 3).mean(axis=(2, 4))
+        np.testing.assert_allclose(found.inputs[:, start : start + side * side], rest.reshape(2, -1, 3), atol=1e-5)
+        start += side * side

@@ -15,7 +15,7 @@ from ar_jax.config import UsageError
 from ar_jax.orders.protocol import Grid, Layout
 from ar_jax.tokenizers.quantizers.codebook import Codebook
 from ar_jax.tokenizers.quantizers.protocol import Quantized
-from ar_jax.tokenizers.resampling import area_matrix, bicubic_matrix, resize
+from ar_jax.tokenizers.resampling import area_matrix, band_cutoffs, bicubic_matrix, low_pass, resize
 
 
 class MultiScaleQuantizer(nn.Module):
@@ -23,12 +23,16 @@ class MultiScaleQuantizer(nn.Module):
 
     codes_k = nearest(area(f - f_hat, side_k));   f_hat += phi_k(bicubic(codebook[codes_k], side))
 
+    With frequency bands (FR-VAE of NFIG, S034, arXiv:2503.07076, sec. 3.1), scale k approaches what lies in the bands 1..k
+    of f, and leaves what is above them to finer scales: codes_k = nearest(area(low_pass_k(f) - f_hat, side_k)).
+
     Attributes:
       vocab_size: vectors.
       channels: numbers in each.
       patch_nums: the side of each scale's grid; the last must be the side of the latents.
       num_phi: convolutions phi that the scales share by their depth; 0 has one for each scale.
       phi_ratio: phi(h) = (1 - ratio) h + ratio conv(h).
+      frequency_bands: scales stand for bands of frequency, with cutoffs by `band_cutoffs`.
       codebook_weight: of |sg(f) - f_hat|^2, averaged over the scales.
       commitment_weight: of |f - sg(f_hat)|^2, averaged over the scales.
       ema_decay: see Codebook.
@@ -40,6 +44,7 @@ class MultiScaleQuantizer(nn.Module):
     patch_nums: Sequence[int] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
     num_phi: int = 4
     phi_ratio: float = 0.5
+    frequency_bands: bool = False
     codebook_weight: float = 1.0
     commitment_weight: float = 0.25
     ema_decay: float = 0.0
@@ -81,10 +86,12 @@ class MultiScaleQuantizer(nn.Module):
     def __call__(self, z: Array, key: Array | None = None) -> Quantized:
         """See Quantizer."""
         target = jax.lax.stop_gradient(z)
+        cutoffs = band_cutoffs(self.patch_nums) if self.frequency_bands else None
         total, codes, inputs = jnp.zeros_like(z), [], []
         commitment = codebook = jnp.zeros(())
         for scale, side in enumerate(self.patch_nums):
-            rest = jax.lax.stop_gradient(target - total)
+            aim = target if cutoffs is None else low_pass(target, cutoffs[scale])
+            rest = jax.lax.stop_gradient(aim - total)
             inputs.append(area(rest, side).reshape(len(z), -1, self.channels))
             codes.append(jnp.argmin(self.codebook.distances(inputs[-1]), axis=-1).astype(jnp.int32))
             total = total + self.residual(scale, codes[-1])
