@@ -37,11 +37,11 @@ def arrays(length: int) -> list[jax.Array]:
 
 def compiled(across: str | None, length: int, devices: int) -> Any:
     """Where each device's part of the keys is there already, as in a cache."""
-    over = mesh(devices)
+    over, given = mesh(devices), arrays(length)
     whole, cut = (NamedSharding(over, PartitionSpec(None, axis)) for axis in (None, "sequence"))
     shardings = (cut if across == "ring" else whole, cut, cut)
     with jax.set_mesh(over):
-        return jax.jit(lambda *a: attend(*a, across=across), in_shardings=shardings).lower(*arrays(length)).compile()
+        return jax.jit(lambda *a: attend(*a, across=across), in_shardings=shardings).lower(*given).compile()
 
 
 def travelling_bytes(across: str | None, length: int, devices: int) -> int:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from ar_jax.analysis.hlo import Program
 from ar_jax.config import get_config
 from ar_jax.data import pipeline
 from ar_jax.run import load_data
@@ -32,6 +33,7 @@ MESHES = {
     "fsdp": dict(fsdp=-1),
     "tensor": dict(data=-1, tensor=2),
     "sequence": dict(data=-1, sequence=2),
+    "sequence alone": dict(sequence=4),
     "fsdp and tensor": dict(fsdp=-1, tensor=2),
     "all": dict(data=1, fsdp=-1, sequence=2, tensor=2),
 }
@@ -82,6 +84,18 @@ def test_any_mesh_trains_like_one_device(model: str, mesh: str) -> None:
     assert losses[-1] != losses[0]
     for name, leaf in alone.items():
         np.testing.assert_allclose(params[name], leaf, atol=1e-5, err_msg=name)
+
+
+def test_no_device_brings_a_sequence_together() -> None:
+    """Softmax and linear mixers, forward and backward: what is gathered are numbers of places at most."""
+    config = config_of("hybrid", dict(sequence=4))
+    program = make_program(from_config(config, data_of("hybrid")), config)
+    compiled = program.compile(program.put(next(pipeline.train_iterator(data_of("hybrid"), 16, 0))))
+    text = compiled.as_text()
+    sent = {row.kind: row.axes for row in Program(text).collectives({"sequence": 4})}
+    assert sent["collective-permute"] == sent["all-reduce"] == "sequence"
+    gathers = [line for line in text.splitlines() if " all-gather" in line]
+    assert not [line for line in gathers if " f32[" in line], gathers
 
 
 def test_fully_sharded_state_takes_a_part_of_the_room_on_each_device() -> None:
