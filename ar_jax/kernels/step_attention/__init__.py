@@ -132,7 +132,7 @@ def step_attention(
     else:
         if axis is not None:
             form = ring(form, BACKWARD[form], axis) if route == "ring" else tree(form, axis)
-            arrays |= _filled_up(visible, bias)
+            arrays |= _filled_up(visible, bias, *ROUTES[route])
         axes = _axes(arrays, *ROUTES[route])
         out, lse = on_each_device(lambda own: form(**own, **numbers), arrays, axes, (axes["q"], axes["q"][:3]))
         out, lse = out[:, : q.shape[1]], lse[:, : q.shape[1]]
@@ -161,11 +161,11 @@ def _route(across: str | None, q: Array, k: Array) -> str:
     return across
 
 
-def _filled_up(visible: Visibility, bias: Array | None) -> dict[str, Any]:
-    """With as many queries and keys on each device; those that are added see nothing and are not seen."""
-    num_queries, num_keys = visible.upper.shape[2], visible.key.shape[2]
-    full = visible.padded(filled_length(num_queries), filled_length(num_keys))
-    more = full.key.shape[2] - num_keys
+def _filled_up(visible: Visibility, bias: Array | None, *cut: str | None) -> dict[str, Any]:
+    """With as many queries and keys on each device as on any other; those that are added see nothing and are not seen."""
+    lengths = visible.upper.shape[2], visible.key.shape[2]
+    full = visible.padded(*(filled_length(n) if axis else n for n, axis in zip(lengths, cut, strict=True)))
+    more = full.key.shape[2] - lengths[1]
     return {"visible": full, "bias": bias if bias is None else jnp.pad(bias, [(0, 0)] * 3 + [(0, more)])}
 
 
