@@ -72,6 +72,8 @@ def linear_attention(
         raise ValueError(f"chunk_size {chunk_size} should be a power of two")
     if normalize:
         v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
+    if log_decay is not None and log_decay.ndim == 1 and filled_length(q.shape[1]) > q.shape[1]:
+        log_decay = jnp.broadcast_to(log_decay, q.shape[:3])  # what is filled up does not decay
     arrays = {"q": q, "k": k, "v": v, "log_decay": _clipped(log_decay), "bonus": _bonus(bonus, q)}
     arrays["initial_state"] = _state(initial_state, q[:, 0], v[:, 0])
     form = choose_form("linear_attention", FORMS, implementation, "reference" if q.shape[1] == 1 else None)
@@ -80,8 +82,6 @@ def linear_attention(
         out, state = form(**arrays, chunk_size=chunk_size)
     else:
         form = form if axis is None else passing.linear(form, axis)
-        if log_decay is not None and log_decay.ndim == 1 and filled_length(q.shape[1]) > q.shape[1]:
-            log_decay = arrays["log_decay"] = jnp.broadcast_to(arrays["log_decay"], q.shape[:3])  # not behind the end
         tokens, memory = ("batch", "sequence", "heads", None), ("batch", "heads", None, None)
         axes = {name: x if x is None else tokens[: x.ndim] for name, x in arrays.items()}
         axes["initial_state"] = memory
