@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, PartitionSpec
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from ar_jax.config import nearest
 
@@ -57,7 +58,8 @@ def on_each_device(form: Callable[..., Any], arrays: Any, axes: Any, out_axes: A
     """form(arrays) where each device works on its own part of the batch, of the heads and of a sequence.
 
     The compiler cannot cut a Pallas kernel by itself. Without a mesh in use (`jax.set_mesh`) with axes of MESH_AXES this
-    is a plain call. An axis is left whole where it does not divide every array's.
+    is a plain call. An axis is left whole where it does not divide every array's; sequences are filled up with zeros, and
+    so are those that form returns.
 
     Args:
       form: a function of `arrays`, the same for any batch, number of heads and length of the axes called "sequence".
@@ -69,13 +71,13 @@ def on_each_device(form: Callable[..., Any], arrays: Any, axes: Any, out_axes: A
     Returns:
       What form returns.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    free = [n for n, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual]
+    mesh, free = _mesh_in_use()
     if all(mesh.shape[name] == 1 for name in free):
         return form(arrays)
     is_axes = lambda x: isinstance(x, tuple) and all(a is None or a in MESH_AXES for a in x)  # noqa: E731
-    leaves = jax.tree.leaves(arrays)
     each = jax.tree.leaves(axes, is_leaf=is_axes)
+    leaves = [_filled_up(*pair) for pair in zip(jax.tree.leaves(arrays), each, strict=True)]
+    arrays = jax.tree.unflatten(jax.tree.structure(arrays), leaves)
     cut = {kind: _cut(kind, mesh.shape, free, leaves, each) for kind in MESH_AXES}
 
     def spec(array: Any, axis: tuple[str | None, ...]) -> PartitionSpec:
@@ -90,6 +92,21 @@ def on_each_device(form: Callable[..., Any], arrays: Any, axes: Any, out_axes: A
     return mapped(arrays)
 
 
+def sequence_axis(*lengths: int) -> str | None:
+    """The axis of the mesh in use over which sequences of these lengths are cut; None where one is too short, or there is none."""
+    mesh, free = _mesh_in_use()
+    (name,) = MESH_AXES["sequence"]
+    if name not in free or mesh.shape[name] == 1:
+        return None
+    return name if all(length >= mesh.shape[name] for length in lengths) else None
+
+
+def filled_length(length: int) -> int:
+    """The length of a sequence of which each device has as much as any other; longer only where sequences are cut."""
+    axis = sequence_axis(length)
+    return length if axis is None else length + -length % jax.sharding.get_abstract_mesh().shape[axis]
+
+
 def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
     """x, cut over the mesh in use by the keys of MESH_AXES that its axes have; itself where there is no such mesh."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -99,10 +116,16 @@ def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec)) if any(spec) else x
 
 
+def _mesh_in_use() -> tuple[AbstractMesh, list[str]]:
+    """The mesh, and those of its axes that are not each device's own affair already."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh, [n for n, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual]
+
+
 def _cut(
     kind: str, sizes: Mapping[str, int], free: Sequence[str], arrays: Sequence[Any], axes: Sequence[Any]
 ) -> tuple[str, ...] | None:
-    """The mesh axes for a kind of axis, as many as divide every array's."""
+    """The mesh axes for a kind of axis, as many as divide every array's; sequences need but a token for each part."""
     lengths = {
         size
         for array, axis in zip(arrays, axes, strict=True)
@@ -111,7 +134,15 @@ def _cut(
     }
     chosen: tuple[str, ...] = ()
     parts = 1
-    for name in MESH_AXES[kind]:
-        if lengths and name in free and all(length % (parts * sizes[name]) == 0 for length in lengths):
-            chosen, parts = (*chosen, name), parts * sizes[name]
+    for name in MESH_AXES[kind] if lengths else ():
+        whole = parts * sizes.get(name, 1)
+        fits = min(lengths) >= whole if kind == "sequence" else all(length % whole == 0 for length in lengths)
+        if name in free and fits:
+            chosen, parts = (*chosen, name), whole
     return chosen or None
+
+
+def _filled_up(array: Any, axes: tuple[str | None, ...]) -> Any:
+    """With zeros behind its sequence, up to `filled_length`."""
+    more = [filled_length(n) - n if kind == "sequence" else 0 for n, kind in zip(array.shape, axes, strict=True)]
+    return jnp.pad(array, [(0, count) for count in more]) if any(more) else array

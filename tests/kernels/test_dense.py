@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from ar_jax.kernels.dense import Dense, dot_general
 
@@ -41,6 +42,13 @@ def lowered(platform: str) -> str:
     x, w = jnp.zeros((2, 4, 3)), jnp.zeros((3, 5))
     function = jax.jit(jax.grad(lambda x, w: jnp.square(product(x, w)).sum(), argnums=(0, 1)))
     return function.trace(x, w).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.skipif(jax.device_count() < 2, reason="needs 2 devices")
+def test_cpus_keep_them_apart_where_the_mesh_cuts_sequences() -> None:
+    """Examples and tokens in one axis would be brought together on every device."""
+    with jax.set_mesh(jax.make_mesh((2,), ("sequence",), axis_types=(AxisType.Auto,))):
+        assert "tensor<8x" not in lowered("cpu")
 
 
 def test_accelerators_keep_the_leading_axes_apart_and_cpus_merge_them() -> None:

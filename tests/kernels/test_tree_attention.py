@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from typing import Any
@@ -12,55 +11,62 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from ar_jax.analysis.hlo import Program
 from ar_jax.kernels.step_attention import step_attention
-from ar_jax.kernels.step_attention.tree import ring_attention, tree_attention
 
-HEADS, WIDTH = 2, 8
+HEADS, WIDTH, QUERIES = 2, 8, 8
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, across: str | None = None) -> Any:
     zeros = (jnp.zeros(n, jnp.int32) for n in (q.shape[1], k.shape[1]))
-    return step_attention(q, k, v, *zeros, return_lse=True)
+    return step_attention(q, k, v, *zeros, return_lse=True, across=across)
 
 
 def mesh(devices: int) -> jax.sharding.Mesh:
-    return jax.make_mesh(
-        (devices,), ("keys",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices]
-    )
+    return jax.make_mesh((devices,), ("sequence",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
 
 
 def arrays(length: int) -> list[jax.Array]:
     keys = jax.random.split(jax.random.key(0), 3)
-    return [jax.random.normal(key, (2, n, HEADS, WIDTH)) for key, n in zip(keys, (1, length, length), strict=True)]
+    return [
+        jax.random.normal(key, (2, n, HEADS, WIDTH)) for key, n in zip(keys, (QUERIES, length, length), strict=True)
+    ]
 
 
-def travelling_bytes(form: Any, length: int, devices: int) -> int:
+def compiled(across: str | None, length: int, devices: int) -> Any:
+    """Where each device's part of the keys is there already, as in a cache."""
+    over, given = mesh(devices), arrays(length)
+    whole, cut = (NamedSharding(over, PartitionSpec(None, axis)) for axis in (None, "sequence"))
+    shardings = (cut if across == "ring" else whole, cut, cut)
+    with jax.set_mesh(over):
+        return jax.jit(lambda *a: attend(*a, across=across), in_shardings=shardings).lower(*given).compile()
+
+
+def travelling_bytes(across: str | None, length: int, devices: int) -> int:
     """Bytes that one device sends: of a reduction over P devices 2 (P - 1) / P of its array, of a permutation all."""
-    text = jax.jit(lambda *a: form(attend, *a, mesh(devices), "keys")).lower(*arrays(length)).as_text()
-    total = 0
-    for op, dims in re.findall(
-        r'"stablehlo\.(all_reduce|collective_permute)".*?-> tensor<([0-9x]+)xf32>', text, re.DOTALL
-    ):
-        size = 4 * int(np.prod([int(n) for n in dims.split("x")]))
-        total += 2 * size * (devices - 1) // devices if op == "all_reduce" else size
-    return total
+    found = Program(compiled(across, length, devices).as_text()).collectives({"sequence": devices})
+    return sum(row.bytes for row in found)
 
 
 def check(devices: int) -> None:
-    """Both forms agree with one device, and the tree sends less by far."""
+    """Both forms agree with one device, and the tree sends less by far; it is what few queries take."""
     q, k, v = arrays(64)
-    expected, expected_lse = attend(q, k, v)
-    for form in (tree_attention, ring_attention):
-        out, lse = jax.jit(lambda q, k, v, form=form: form(attend, q, k, v, mesh(devices), "keys"))(q, k, v)
+    expected, expected_lse = jax.jit(attend)(q, k, v)
+    for across in ("tree", "ring"):
+        program = compiled(across, 64, devices)
+        shardings = program.input_shardings[0]
+        out, lse = program(*(jax.device_put(a, s) for a, s in zip((q, k, v), shardings, strict=True)))
         np.testing.assert_allclose(out, expected, atol=2e-6)  # float32, sums of 64 terms
         np.testing.assert_allclose(lse, expected_lse, atol=2e-6)
-    tree, ring = (travelling_bytes(form, 64, devices) for form in (tree_attention, ring_attention))
+    tree, ring = (travelling_bytes(across, 64, devices) for across in ("tree", "ring"))
     per_query = 2 * HEADS * (WIDTH + 2) * 4  # batch, heads, what is read and two numbers, float32
-    assert 0 < tree <= 2 * per_query
-    assert ring == (devices - 1) * 2 * (2 * 64 // devices * HEADS * WIDTH * 4)
-    assert travelling_bytes(tree_attention, 512, devices) == tree
-    assert travelling_bytes(ring_attention, 512, devices) == 8 * ring
+    assert 0 < tree <= 2 * QUERIES * per_query
+    each = 64 // devices * (2 * 2 * HEADS * WIDTH + 1) * 4  # keys and values of two examples, and the steps of all
+    assert ring == (devices - 1) * each
+    assert travelling_bytes("tree", 512, devices) == travelling_bytes(None, 512, devices) == tree
+    assert travelling_bytes("ring", 512, devices) == 8 * ring
 
 
 def test_tree_and_ring_agree_with_one_device_and_the_tree_sends_fewer_bytes() -> None:

@@ -11,12 +11,16 @@ import jax
 import numpy as np
 import pytest
 
+from ar_jax.analysis.hlo import Program
 from ar_jax.config import get_config
 from ar_jax.data import pipeline
 from ar_jax.run import load_data
+from ar_jax.system import compiled as sampler
 from ar_jax.system import from_config
+from ar_jax.training.mesh import make_mesh
 from ar_jax.training.paths import named_leaves
 from ar_jax.training.program import make_program
+from ar_jax.training.sharding import replicated
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 DEVICES = jax.device_count()
@@ -32,6 +36,7 @@ MESHES = {
     "fsdp": dict(fsdp=-1),
     "tensor": dict(data=-1, tensor=2),
     "sequence": dict(data=-1, sequence=2),
+    "sequence alone": dict(sequence=4),
     "fsdp and tensor": dict(fsdp=-1, tensor=2),
     "all": dict(data=1, fsdp=-1, sequence=2, tensor=2),
 }
@@ -82,6 +87,37 @@ def test_any_mesh_trains_like_one_device(model: str, mesh: str) -> None:
     assert losses[-1] != losses[0]
     for name, leaf in alone.items():
         np.testing.assert_allclose(params[name], leaf, atol=1e-5, err_msg=name)
+
+
+def test_no_device_brings_a_sequence_together() -> None:
+    """Softmax and linear mixers, forward and backward: what is gathered are numbers of places at most."""
+    config = config_of("hybrid", dict(sequence=4))
+    program = make_program(from_config(config, data_of("hybrid")), config)
+    compiled = program.compile(program.put(next(pipeline.train_iterator(data_of("hybrid"), 16, 0))))
+    text = compiled.as_text()
+    sent = {row.kind: row.axes for row in Program(text).collectives({"sequence": 4})}
+    assert sent["collective-permute"] == sent["all-reduce"] == "sequence"
+    gathers = [line for line in text.splitlines() if " all-gather" in line]
+    assert not [line for line in gathers if " f32[" in line], gathers
+
+
+@pytest.mark.slow
+def test_a_cache_is_cut_where_sequences_are_and_only_what_was_read_in_it_travels() -> None:
+    config = config_of("softmax", dict(sequence=4))
+    system = from_config(config, data_of("softmax"))
+    rows, labels = np.zeros(4, bool), np.arange(4) % 3
+    args = (system.init(jax.random.key(0)), jax.random.key(9), labels, rows, system.drawing(top_k=1), None)
+    expected = sampler(system.sample)(*args)
+    mesh = make_mesh(dict(sequence=4))
+    args = (jax.device_put(args[0], replicated(mesh)), *args[1:])
+    np.testing.assert_array_equal(sampler(system.sample)(*args), expected)
+    with jax.set_mesh(mesh):
+        program = Program(sampler(system.sample).jitted(mesh).lower(*args).compile().as_text())
+    assert {row.kind for row in program.collectives({"sequence": 4})} == {"all-reduce"}
+    caches = {
+        shape for shape, _, _ in program.arrays() if shape[-3:-2] == (4,) and shape[-1:] == (8,)
+    }  # [..., heads, S, H]
+    assert caches and {shape[-2] for shape in caches} <= {1, 16}  # of 64 places; and the one that is new
 
 
 def test_fully_sharded_state_takes_a_part_of_the_room_on_each_device() -> None:

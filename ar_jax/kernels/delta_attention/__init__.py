@@ -7,8 +7,9 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
+from ar_jax.kernels import passing
 from ar_jax.kernels.delta_attention import pallas_gpu, pallas_tpu, pallas_tpu_dplr, reference, xla
-from ar_jax.kernels.dispatch import choose_form, on_each_device
+from ar_jax.kernels.dispatch import choose_form, on_each_device, sequence_axis
 
 __all__ = ["DPLR_FORMS", "FORMS", "delta_attention", "delta_attention_step", "dplr_attention", "dplr_attention_step"]
 
@@ -209,15 +210,17 @@ def _run(
     default: str | None,
 ) -> tuple[Array, Array]:
     """The chosen form of these arrays; a single token is a step, which the equation itself takes fastest."""
-    batch, _, heads, dim = arrays["q"].shape
+    batch, length, heads, dim = arrays["q"].shape
     width = arrays["v"].shape[3]
     start = jnp.zeros((batch, heads, dim, width), jnp.float32) if initial_state is None else initial_state
     arrays = arrays | {"initial_state": start.astype(jnp.float32)}
     name = implementation or default
-    form = choose_form(op, forms, name)
-    if form in (forms["reference"], forms["xla"]):  # the compiler cuts these by itself
+    form, axis = choose_form(op, forms, name), sequence_axis(length)
+    if axis is None and form in (forms["reference"], forms["xla"]):  # the compiler cuts these by itself
         return form(**arrays, chunk_size=chunk_size)
-    axes = {name: ("batch", None, "heads", None)[: x.ndim] for name, x in arrays.items()}
+    form = form if axis is None else passing.delta(form, axis)
+    axes = {name: ("batch", "sequence", "heads", None)[: x.ndim] for name, x in arrays.items()}
     axes["initial_state"] = ("batch", "heads", None, None)
-    out_axes = (("batch", None, "heads", None), ("batch", "heads", None, None))
-    return on_each_device(lambda own: form(**own, chunk_size=chunk_size), arrays, axes, out_axes)
+    out_axes = (axes["q"], axes["initial_state"])
+    out, state = on_each_device(lambda own: form(**own, chunk_size=chunk_size), arrays, axes, out_axes)
+    return out[:, :length], state

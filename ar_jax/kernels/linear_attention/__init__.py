@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
-from ar_jax.kernels.dispatch import choose_form, on_each_device
+from ar_jax.kernels import passing
+from ar_jax.kernels.dispatch import choose_form, filled_length, on_each_device, sequence_axis
 from ar_jax.kernels.linear_attention.bidirectional import bidirectional_linear_attention, divided
 from ar_jax.kernels.linear_attention.decay import NOTHING_LEFT
 from ar_jax.kernels.linear_attention.pallas_gpu import pallas_gpu
@@ -71,16 +72,24 @@ def linear_attention(
         raise ValueError(f"chunk_size {chunk_size} should be a power of two")
     if normalize:
         v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
+    if log_decay is not None and log_decay.ndim == 1 and filled_length(q.shape[1]) > q.shape[1]:
+        log_decay = jnp.broadcast_to(log_decay, q.shape[:3])  # what is filled up does not decay
     arrays = {"q": q, "k": k, "v": v, "log_decay": _clipped(log_decay), "bonus": _bonus(bonus, q)}
     arrays["initial_state"] = _state(initial_state, q[:, 0], v[:, 0])
     form = choose_form("linear_attention", FORMS, implementation, "reference" if q.shape[1] == 1 else None)
-    if form in (reference, xla):  # the compiler cuts these by itself
+    axis = sequence_axis(q.shape[1])
+    if axis is None and form in (reference, xla):  # the compiler cuts these by itself
         out, state = form(**arrays, chunk_size=chunk_size)
     else:
-        tokens, memory = ("batch", None, "heads", None), ("batch", "heads", None, None)
-        axes = {"q": tokens, "k": tokens, "v": tokens, "bonus": ("heads", None), "initial_state": memory}
-        axes["log_decay"] = ("heads",) if log_decay is None or log_decay.ndim == 1 else tokens[: log_decay.ndim]
+        form = form if axis is None else passing.linear(form, axis)
+        tokens, memory = ("batch", "sequence", "heads", None), ("batch", "heads", None, None)
+        axes = {name: x if x is None else tokens[: x.ndim] for name, x in arrays.items()}
+        axes["initial_state"] = memory
+        axes["bonus"] = None if bonus is None else ("heads", None)
+        if log_decay is not None and log_decay.ndim == 1:
+            axes["log_decay"] = ("heads",)
         out, state = on_each_device(lambda own: form(**own, chunk_size=chunk_size), arrays, axes, (tokens, memory))
+        out = out[:, : q.shape[1]]
     return divided(out[..., :-1], out[..., -1:], epsilon) if normalize else out, state
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
-from ar_jax.kernels.dispatch import choose_form, on_each_device
+from ar_jax.kernels import passing
+from ar_jax.kernels.dispatch import choose_form, on_each_device, sequence_axis
 from ar_jax.kernels.selective_scan.pallas_gpu import pallas_gpu
 from ar_jax.kernels.selective_scan.pallas_tpu import pallas_tpu
 from ar_jax.kernels.selective_scan.reference import reference
@@ -60,15 +61,16 @@ def selective_scan(
     arrays = {"x": x, "delta": delta, "a": a, "b": b, "c": c, "initial_state": start.astype(jnp.float32)}
     # A single token is a step, which the equation itself takes fastest.
     form = choose_form("selective_scan", FORMS, implementation or ("reference" if length == 1 else None))
-    if form in (reference, xla):  # the compiler cuts these by itself
+    axis = sequence_axis(length)
+    if axis is None and form in (reference, xla):  # the compiler cuts these by itself
         y, state = form(**arrays, chunk_size=chunk_size)
     else:
-        by_channel, by_token = ("batch", None, None), ("batch", None, None, None)
-        axes = {"x": by_channel, "delta": by_channel, "a": (None, None), "b": by_token, "c": by_token}
-        axes["initial_state"] = by_channel
-        y, state = on_each_device(
-            lambda own: form(**own, chunk_size=chunk_size), arrays, axes, (by_channel, by_channel)
-        )
+        form = form if axis is None else passing.scan(form, axis)
+        by_token, memory = ("batch", "sequence", None), ("batch", None, None)
+        axes = {"x": by_token, "delta": by_token, "a": (None, None), "initial_state": memory}
+        axes["b"] = axes["c"] = (*by_token, None)
+        y, state = on_each_device(lambda own: form(**own, chunk_size=chunk_size), arrays, axes, (by_token, memory))
+        y = y[:, :length]
     if skip is not None:
         y = (y.astype(jnp.float32) + skip.astype(jnp.float32)[None, None] * x.astype(jnp.float32)).astype(x.dtype)
     return y, state

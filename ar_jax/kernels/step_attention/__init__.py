@@ -5,20 +5,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ar_jax.kernels.dispatch import choose_form, on_each_device
+from ar_jax.config import nearest
+from ar_jax.kernels.dispatch import choose_form, filled_length, on_each_device, sequence_axis
+from ar_jax.kernels.step_attention import pallas_gpu_backward, pallas_tpu_backward
+from ar_jax.kernels.step_attention.gradient import backward_of
 from ar_jax.kernels.step_attention.merge import merge
 from ar_jax.kernels.step_attention.pallas_gpu import pallas_gpu
 from ar_jax.kernels.step_attention.pallas_tpu import pallas_tpu
 from ar_jax.kernels.step_attention.reference import reference
+from ar_jax.kernels.step_attention.ring import ring
+from ar_jax.kernels.step_attention.tree import tree
 from ar_jax.kernels.step_attention.visibility import Visibility, visibility
+from ar_jax.kernels.step_attention.xla import backward as xla_backward
 from ar_jax.kernels.step_attention.xla import xla
 
-__all__ = ["FORMS", "Visibility", "merge", "step_attention", "visibility"]
+__all__ = ["FORMS", "ROUTES", "Visibility", "merge", "step_attention", "visibility"]
 
 FORMS = {"reference": reference, "xla": xla, "pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}
+BACKWARD = {
+    reference: backward_of(reference),
+    xla: xla_backward,
+    pallas_tpu: pallas_tpu_backward.backward,
+    pallas_gpu: pallas_gpu_backward.backward,
+}
+# Where sequences are cut over devices: the kinds of the axes of queries, and of keys, for `on_each_device`.
+ROUTES = {"ring": ("sequence", "sequence"), "tree": (None, "sequence"), "gather": ("sequence", None)}
 
 
 def step_attention(
@@ -40,6 +55,7 @@ def step_attention(
     logit_soft_cap: float | None = None,
     scale: float | None = None,
     return_lse: bool = False,
+    across: str | None = None,
     implementation: str | None = None,
 ) -> Any:
     """Softmax attention in which a query reads the keys of the same and of earlier steps (arXiv:1706.03762, 2205.14135).
@@ -69,13 +85,18 @@ def step_attention(
       logit_soft_cap: keeps logits within +-cap (arXiv:2408.00118).
       scale: 1 / sqrt(H) if None.
       return_lse: also return the log-sum-exp of the logits, sink included: what `merge` needs.
+      across: how queries and keys come together where the mesh in use cuts sequences, a key of ROUTES: "ring" cuts both, and
+        keys travel round (arXiv:2310.01889); "tree" cuts the keys, and what each device has read is reduced
+        (arXiv:2408.04093); "gather" cuts the queries, and each device has all keys. None takes what sends the least: the
+        tree where queries are few, as in decoding, else the ring, and "gather" where there are fewer than devices.
       implementation: a key of FORMS; None takes the platform's.
 
     Returns:
       [B, T, N, H] in v's dtype, zeros where a query reads nothing; with return_lse also [B, T, N] float32, -1e30 there.
 
     Raises:
-      ValueError: shapes that do not fit one another, or an implementation that is unknown or not for this platform.
+      ValueError: shapes that do not fit one another or the mesh, or an implementation that is unknown or not for this
+        platform.
     """
     _check_arrays(q, k, v, bias, sinks)
     lengths = {"query": q.shape[1], "key": k.shape[1]}
@@ -104,23 +125,59 @@ def step_attention(
     form = choose_form("step_attention", FORMS, implementation)
     numbers = {"scale": q.shape[3] ** -0.5 if scale is None else float(scale), "soft_cap": logit_soft_cap}
     arrays = {"q": q, "k": k, "v": v, "visible": visible, "bias": bias, "sinks": sinks}
-    if form in (reference, xla):  # the compiler cuts these by itself
+    route = _route(across, q, k)
+    axis = sequence_axis() if route != "gather" else None
+    if axis is None and form in (reference, xla):  # the compiler cuts these by itself
         out, lse = form(**arrays, **numbers)
     else:
-        out, lse = on_each_device(lambda own: form(**own, **numbers), arrays, _axes(arrays), (_QUERIES, _QUERIES[:3]))
+        if axis is not None:
+            form = ring(form, BACKWARD[form], axis) if route == "ring" else tree(form, axis)
+            arrays |= _filled_up(visible, bias, *ROUTES[route])
+        axes = _axes(arrays, *ROUTES[route])
+        out, lse = on_each_device(lambda own: form(**own, **numbers), arrays, axes, (axes["q"], axes["q"][:3]))
+        out, lse = out[:, : q.shape[1]], lse[:, : q.shape[1]]
     return (out, lse) if return_lse else out
 
 
-_QUERIES = ("batch", "sequence", "heads", None)  # each device answers its own queries from all the keys
-_KEYS = ("batch", None, "heads", None)
+def _route(across: str | None, q: Array, k: Array) -> str:
+    """A key of ROUTES."""
+    (_, length, heads, _), (_, num_keys, shared, _) = q.shape, k.shape
+    able = ["gather"]
+    if sequence_axis(num_keys):
+        able = ["ring", "tree", "gather"] if sequence_axis(length) else ["tree", "gather"]
+    if across is None:
+        # What was read travels once as float32, keys and values travel once in theirs; the tree has queries to bring, too.
+        few = 2 * length * heads <= num_keys * shared
+        return "tree" if few and "tree" in able else able[0]
+    if across not in ROUTES:
+        raise ValueError(
+            f"step_attention has no across={across!r}.{nearest(across, ROUTES)} Known: {', '.join(ROUTES)}."
+        )
+    if sequence_axis() and across not in able:
+        raise ValueError(
+            f"across={across!r} cuts {length} queries or {num_keys} keys over the mesh "
+            f"{dict(jax.sharding.get_abstract_mesh().shape)}, which are fewer than the devices; use one of {', '.join(able)}."
+        )
+    return across
 
 
-def _axes(arrays: dict[str, Any]) -> dict[str, Any]:
+def _filled_up(visible: Visibility, bias: Array | None, *cut: str | None) -> dict[str, Any]:
+    """With as many queries and keys on each device as on any other; those that are added see nothing and are not seen."""
+    lengths = visible.upper.shape[2], visible.key.shape[2]
+    full = visible.padded(*(filled_length(n) if axis else n for n, axis in zip(lengths, cut, strict=True)))
+    more = full.key.shape[2] - lengths[1]
+    return {"visible": full, "bias": bias if bias is None else jnp.pad(bias, [(0, 0)] * 3 + [(0, more)])}
+
+
+def _axes(arrays: dict[str, Any], queries: str | None, keys: str | None) -> dict[str, Any]:
     """The kinds of each array's axes, for `on_each_device`."""
-    row = ("batch", None, "sequence")
-    axes: dict[str, Any] = {"q": _QUERIES, "k": _KEYS, "v": _KEYS}
-    axes["visible"] = arrays["visible"].replace(lower=row, upper=row, key=("batch", None, None))
-    axes["bias"] = None if arrays["bias"] is None else ("batch", "heads", "sequence", None)
+    axes: dict[str, Any] = {"q": ("batch", queries, "heads", None)}
+    axes["k"] = axes["v"] = ("batch", keys, "heads", None)
+    row = ("batch", None, queries)
+    axes["visible"] = arrays["visible"].replace(lower=row, upper=row, key=("batch", None, keys))
+    # The ring takes the columns of the keys that are there.
+    columns = None if queries else keys
+    axes["bias"] = None if arrays["bias"] is None else ("batch", "heads", queries, columns)
     axes["sinks"] = None if arrays["sinks"] is None else ("heads",)
     return axes
 

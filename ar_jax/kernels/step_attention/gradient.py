@@ -63,3 +63,31 @@ def differentiable(
         return attend((scale, soft_cap), q, k, v, visible, bias, sinks)
 
     return form
+
+
+def backward_of(form: Callable[..., tuple[Array, Array]]) -> Callable[..., tuple[Array, Array, Array, Array | None]]:
+    """The backward form, as `differentiable` takes it, of a form that JAX differentiates itself.
+
+    The log-sum-exp that it is given may be that of more keys than these: with share_i = exp(own lse_i - lse_i) of its
+    weights falling on these, a query's own weights times the share are what it gives each key among all of them.
+    """
+
+    def backward(
+        q: Array,
+        k: Array,
+        v: Array,
+        visible: Visibility,
+        bias: Array | None,
+        lse: Array,
+        d_out: Array,
+        delta: Array,
+        **options: Any,
+    ) -> tuple[Array, Array, Array, Array | None]:
+        attend = lambda q, k, v, bias: form(q, k, v, visible, bias, None, **options)  # noqa: E731
+        (out, own_lse), pull = jax.vjp(attend, q, k, v, bias)
+        share = jnp.exp(jnp.minimum(own_lse - lse, 0.0))
+        d_own = share[..., None] * d_out.astype(jnp.float32)
+        d_lse = (d_own * out.astype(jnp.float32)).sum(axis=-1) - share * delta
+        return pull((d_own.astype(out.dtype), d_lse))
+
+    return backward

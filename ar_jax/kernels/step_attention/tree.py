@@ -1,18 +1,17 @@
-"""Attention of a few queries to keys that lie on many devices: by a tree of reductions, or around a ring."""
+"""Attention of queries that every device has to keys that are cut over devices: only what was read travels."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import Mesh, PartitionSpec
 
-from ar_jax.kernels.step_attention.merge import merge
+from ar_jax.kernels.step_attention.visibility import UNSEEN, Visibility
 
-Form = Callable[[Array, Array, Array], tuple[Array, Array]]
+Form = Callable[..., Any]
 
 
 def tree_reduce(out: Array, lse: Array, axis: str) -> tuple[Array, Array]:
@@ -30,56 +29,27 @@ def tree_reduce(out: Array, lse: Array, axis: str) -> tuple[Array, Array]:
     Returns:
       [..., H] in the dtype of out and [...] float32, the same on all devices.
     """
-    peak = jax.lax.pmax(lse, axis)
+    peak = jax.lax.pmax(jax.lax.stop_gradient(lse), axis)  # what is taken out of the sums comes back: no gradient
     weight = jnp.exp(lse - peak)[..., None]
     both = jnp.concatenate([weight * out.astype(jnp.float32), weight], axis=-1)
     sums = jax.lax.psum(both, axis)
     return (sums[..., :-1] / sums[..., -1:]).astype(out.dtype), peak + jnp.log(sums[..., -1])
 
 
-def tree_attention(attend: Form, q: Array, k: Array, v: Array, mesh: Mesh, axis: str) -> tuple[Array, Array]:
-    """Queries that every device has read keys that are cut over the devices; only what was read travels.
+def tree(form: Form, axis: str) -> Form:
+    """A form of `step_attention` for queries that every device has and keys of which each has its part.
 
     Args:
-      attend: (q, k, v) to out [B, T, N, H] and lse [B, T, N], of one device's keys; such as
-        `step_attention(..., return_lse=True)`.
-      q: [B, T, N, H], whole on each device.
-      k: [B, S, K, H], S cut over `axis`.
-      v: [B, S, K, H].
-      mesh: of the devices.
-      axis: one of its axes, whose size divides S.
-
-    Returns:
-      [B, T, N, H] and [B, T, N] float32, the same on all devices.
+      form: a form of `step_attention`, for one device's keys.
+      axis: the mesh axis that S is cut over; inside `jax.shard_map`.
     """
 
-    def own(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-        return tree_reduce(*attend(q, k, v), axis)
+    def read(
+        q: Array, k: Array, v: Array, visible: Visibility, bias: Array | None, sinks: Array | None, **options: Any
+    ) -> tuple[Array, Array]:
+        if sinks is not None:  # in every softmax once
+            sinks = jnp.where(jax.lax.axis_index(axis) == 0, sinks, UNSEEN)
+        out, lse = form(q, k, v, visible, bias, sinks, **options)
+        return tree_reduce(out, lse, axis)
 
-    return _over(mesh, axis, own)(q, k, v)
-
-
-def ring_attention(attend: Form, q: Array, k: Array, v: Array, mesh: Mesh, axis: str) -> tuple[Array, Array]:
-    """The same result by passing keys and values round (arXiv:2310.01889): all of them visit every device.
-
-    Arguments and results are those of `tree_attention`.
-    """
-    size = mesh.shape[axis]
-    neighbours = [(i, (i + 1) % size) for i in range(size)]
-
-    def own(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-        out, lse = attend(q, k, v)
-        for _ in range(size - 1):
-            k, v = (jax.lax.ppermute(a, axis, neighbours) for a in (k, v))
-            more, more_lse = attend(q, k, v)
-            out, lse = merge(jnp.stack([out, more]), jnp.stack([lse, more_lse]))
-        return out, lse
-
-    return _over(mesh, axis, own)(q, k, v)
-
-
-def _over(mesh: Mesh, axis: str, own: Form) -> Form:
-    """`own` on each device, with its part of keys and values."""
-    cut, whole = PartitionSpec(None, axis), PartitionSpec()
-    mapped = functools.partial(jax.shard_map, mesh=mesh, out_specs=(whole, whole), check_vma=False)
-    return mapped(own, in_specs=(whole, cut, cut))
+    return read

@@ -48,7 +48,10 @@ class Visibility:
             return self
 
         def pad(a: Array, count: int, value: int) -> Array:
-            return jnp.pad(a, ((0, 0), (0, 0), (0, count)), constant_values=value)
+            # Not by the padding's own value: where the array is cut over devices, XLA's partitioner (jaxlib 0.10.2) takes
+            # two paddings of one array, which the bounds of a query often are, for the same.
+            full = jnp.pad(a, ((0, 0), (0, 0), (0, count)))
+            return jnp.where((jnp.arange(full.shape[2]) < a.shape[2])[None, None], full, value)
 
         lower, upper = pad(self.lower, more_queries, UNBOUNDED.max), pad(self.upper, more_queries, UNBOUNDED.min)
         return Visibility(lower, upper, pad(self.key, more_keys, UNBOUNDED.max), self.has_lower)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ar_jax.kernels.dispatch import platform
-from ar_jax.kernels.step_attention.gradient import differentiable
+from ar_jax.kernels.step_attention.gradient import backward_of, differentiable
 from ar_jax.kernels.step_attention.reference import reference
 from ar_jax.kernels.step_attention.visibility import EMPTY, UNSEEN, Visibility
 
@@ -32,11 +32,24 @@ def xla(
 ) -> tuple[Array, Array]:
     """See `step_attention`. Cost: O(T S) FLOPs less the blocks in which nothing is seen, O(T + S) memory without a bias."""
     dense = functools.partial(reference, scale=scale, soft_cap=soft_cap)
-    if q.shape[1] <= FEW_QUERIES or q.shape[1] * k.shape[1] <= FEW_LOGITS:
+    if _few(q, k):
         return dense(q, k, v, visible, bias, sinks)
     if bias is not None:  # which is as large as the logits of an example
         return _each_example(jax.checkpoint(dense), q, k, v, visible, bias, sinks)
     return _blocked(q, k, v, visible, None, sinks, scale=scale, soft_cap=soft_cap)
+
+
+def backward(
+    q: Array, k: Array, v: Array, visible: Visibility, bias: Array | None, *rest: Array, **options: Any
+) -> tuple[Array, Array, Array, Array | None]:
+    """See `differentiable`."""
+    if bias is not None or _few(q, k):
+        return backward_of(xla)(q, k, v, visible, bias, *rest, **options)
+    return _backward(q, k, v, visible, None, *rest, **options)
+
+
+def _few(q: Array, k: Array) -> bool:
+    return q.shape[1] <= FEW_QUERIES or q.shape[1] * k.shape[1] <= FEW_LOGITS
 
 
 def _forward(
