@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,8 @@ import ar_jax
 from ar_jax import cluster
 from ar_jax.config import UsageError, get_config
 from ar_jax.data.digits import load_digits
-from ar_jax.tokenizer_system import TokenizerRun
+from ar_jax.data.protocol import Facts
+from ar_jax.tokenizer_system import TokenizerRun, tokenizer_from_config
 from ar_jax.tokenizers.clusters import kmeans, nearest_centroid
 
 
@@ -39,9 +41,12 @@ def test_clusters_leave_less_than_chance_does_and_another_step_changes_nothing()
 
 
 def vqgan() -> TokenizerRun:
-    run = ar_jax.build_run(get_config("configs/tokenizers/vqgan.py:smoke"))
-    assert isinstance(run, TokenizerRun)
-    return run
+    """Small, of two latents along each axis, with parameters that are drawn without a compiler."""
+    config = get_config("configs/tokenizers/vqgan.py:smoke")
+    config.objective = dict(kind="reconstruction", l2_weight=1.0)
+    config.tokenizer.update(hidden_channels=8, num_groups=4, attention=(), channel_multipliers=(1, 1, 1))
+    system = tokenizer_from_config(config, Facts("image", (8, 8, 1), 17))
+    return TokenizerRun(system, cases.away_from_zero(jax.eval_shape(system.init, jax.random.key(0))), config)
 
 
 def test_a_tokenizer_with_labels_makes_the_same_images_and_labels_say_which_codes_are_alike() -> None:
