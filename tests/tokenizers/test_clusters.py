@@ -68,7 +68,8 @@ def test_a_tokenizer_with_labels_makes_the_same_images_and_labels_say_which_code
 def test_the_command_makes_a_run_that_a_generator_takes(tmp_path: Path) -> None:
     """Trained tokenizer, clusters, and a generator on images by way of them: three commands behind one another."""
     config = get_config("configs/tokenizers/vqgan.py:smoke")
-    config.train.num_steps, config.objective = 4, dict(kind="reconstruction", l2_weight=1.0)
+    config.train.num_steps, config.schedule.warmup_steps = 4, 0
+    config.objective, config.mesh = dict(kind="reconstruction", l2_weight=1.0), dict(data=1)
     ar_jax.train(config, tmp_path / "vqgan")
     cluster.main(["cluster", f"--workdir={tmp_path / 'vqgan'}", f"--out={tmp_path / 'clusters'}", "--num_clusters=6"])
     with pytest.raises(UsageError, match="exists; choose another --out"):
@@ -77,6 +78,7 @@ def test_the_command_makes_a_run_that_a_generator_takes(tmp_path: Path) -> None:
     assert loaded.system.tokenizer.vocab_sizes == (6, 64)
     generator = get_config("configs/ctf.py:smoke")
     generator.tokenizer, generator.train.num_steps = dict(workdir=str(tmp_path / "clusters")), 2
+    generator.schedule.warmup_steps, generator.mesh = 0, dict(data=1)
     run = ar_jax.train(generator, tmp_path / "ctf")
     np.testing.assert_array_equal(
         run.params["tokenizer"]["quantizer"]["centroids"], loaded.params["tokenizer"]["quantizer"]["centroids"]
