@@ -20,7 +20,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     The paper's code was not at hand. From its tables: sizes, number of clusters, guidance, and the temperature, which is 1.1
     in both stages. Our choice: the refining network is told the class, too, and guided; its codes may be of another cluster
     than the label, which decoding does not look at; both networks are trained in one run, by the sum of their losses. The
-    training is LlamaGen's.
+    training is LlamaGen's. config.tokenizer.workdir is to name a tokenizer that `python -m ar_jax.cluster` has made.
 
     `python train.py --config=configs/ctf.py:smoke --workdir=DIR`: 40 steps to 2.49 bits per dimension held out
     (scikit-learn's digits, each grey level a coarse digit and a fine one to base 5; 65 network evaluations an image).

@@ -143,7 +143,8 @@ class PromptCondition(nn.Module):
 
     p(x | class) becomes p(x | prompt, class). The prompt's tokens are embedded as those of the image are, at the same places,
     and read in raster order. They are another image of the class (their "class prompt"), or tokens that are drawn evenly
-    from the vocabulary where none are given (their "universal prompt").
+    from the vocabulary where none are given (their "universal prompt"). A likelihood is that behind the one prompt: its mean
+    over prompts is a lower bound of the likelihood without them.
 
     Attributes:
       num_slots: tokens of an image, all of which a prompt has.

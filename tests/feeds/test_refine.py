@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import cases
@@ -18,7 +19,7 @@ from ar_jax.feeds.protocol import NOWHERE, prefix_source
 from ar_jax.objectives.next_token import NextToken
 from ar_jax.orders import ORDERS
 from ar_jax.sampling.loop import walk
-from ar_jax.system import System, from_config
+from ar_jax.system import System, compiled, from_config
 
 FACTS = Facts("image", (2, 2, 1), 4, ("a", "b"))
 FIRST = dict(embed_dim=16, num_layers=2, mlp_dim=24, target_positions=False, mixer=dict(kind="softmax", num_heads=2))
@@ -36,6 +37,12 @@ def system(**changes: Any) -> System:
         "refiner": FIRST | dict(embed_dim=24, num_layers=1),
     }
     return from_config(config | changes, FACTS)
+
+
+@functools.cache
+def plain() -> System:
+    """One for several tests, so that they share its parameters."""
+    return system()
 
 
 def test_the_first_network_is_fed_what_it_drew_and_the_second_all_of_it_at_once() -> None:
@@ -79,7 +86,7 @@ def test_sizes_are_the_published_ones() -> None:
 
 def test_what_is_drawn_step_by_step_is_what_the_whole_sequence_says() -> None:
     """Law 2, for both networks: logits of the parallel form are those of the steps, with a cache in the first network."""
-    made = system()
+    made = plain()
     model, params = made.model, cases.tiny_params(made)
     values, context = cases.tokens(made, 2), model.context(None, 2, jnp.asarray([0, 1], jnp.int32))
     chunk = model.feed.parallel()
@@ -100,7 +107,7 @@ def test_what_is_drawn_step_by_step_is_what_the_whole_sequence_says() -> None:
 
 
 def test_coarse_codes_do_not_know_fine_ones_and_fine_ones_know_all_coarse_ones_and_no_other() -> None:
-    made = system()
+    made = plain()
     model, params = made.model, cases.tiny_params(made)
     context, chunk = model.context(None, 1, jnp.zeros(1, jnp.int32)), model.feed.parallel()
 
@@ -121,11 +128,11 @@ def test_coarse_codes_do_not_know_fine_ones_and_fine_ones_know_all_coarse_ones_a
 
 def test_the_likelihood_is_a_distribution_and_samples_have_it() -> None:
     """All 2^8 pictures of two bits a pixel: probabilities sum to one; 4000 samples come as often as these say."""
-    made = system()
+    made = plain()
     params = cases.tiny_params(made)
     every = (np.arange(256)[:, None] >> np.arange(8)) & 1
     label = jnp.zeros(256, jnp.int32)
-    nats = made.log_prob(params, {"tokens": jnp.asarray(every, jnp.int32), "label": label}, jax.random.key(0))
+    nats = compiled(made.log_prob)(params, {"tokens": jnp.asarray(every, jnp.int32), "label": label}, jax.random.key(0))
     np.testing.assert_allclose(np.exp(nats).sum(), 1.0, rtol=1e-5)
     count, drawing = 4000, made.drawing(guidance_scale=1.0)
     drawn = jax.jit(made.sample)(
@@ -160,13 +167,13 @@ def test_the_first_network_is_not_paid_for_fine_codes() -> None:
 
 
 def test_guidance_steers_both_networks_and_both_are_trained() -> None:
-    made = system()
+    made = plain()
     params, label, drop = cases.tiny_params(made), jnp.zeros(64, jnp.int32), jnp.zeros(64, bool)
-    draw = jax.jit(made.sample)
-    plain, guided = (
+    draw = compiled(made.sample)
+    unguided, guided = (
         draw(params, jax.random.key(0), label, drop, made.drawing(guidance_scale=scale)) for scale in (1.0, 4.0)
     )
-    assert (plain[:, ::2] != guided[:, ::2]).any() and (plain[:, 1::2] != guided[:, 1::2]).any()
+    assert (unguided[:, ::2] != guided[:, ::2]).any() and (unguided[:, 1::2] != guided[:, 1::2]).any()
     values = cases.tokens(made, 4)
     loss = lambda p: NextToken()(made.model, p, values, jnp.zeros(4, jnp.int32), jax.random.key(0), jnp.zeros(()))[0]  # noqa: E731
     gradient = jax.jit(jax.grad(loss))(params)["generator"]

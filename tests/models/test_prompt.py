@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import cases
@@ -17,7 +18,7 @@ from ar_jax.data.prompts import prompted, with_prompts
 from ar_jax.data.protocol import Facts
 from ar_jax.run import Run
 from ar_jax.sampling.loop import walk
-from ar_jax.system import System, from_config
+from ar_jax.system import System, compiled, from_config
 
 FACTS = Facts("image", (2, 2, 1), 2, ("a", "b"))
 
@@ -36,6 +37,12 @@ def system(**changes: Any) -> System:
     return from_config(config | changes, FACTS)
 
 
+@functools.cache
+def plain() -> System:
+    """One for several tests, so that they share what is compiled."""
+    return system()
+
+
 def given(count: int, prompt: Any = (1, 0, 0, 1), label: int = 0) -> dict[str, jax.Array]:
     """A condition of so many examples."""
     labels = jnp.full(count, label, jnp.int32)
@@ -45,7 +52,7 @@ def given(count: int, prompt: Any = (1, 0, 0, 1), label: int = 0) -> dict[str, j
 def nats(made: System, params: Any, values: Any, condition: Any, key: int = 0) -> jax.Array:
     """log p(values | condition), [B]."""
     told = condition if isinstance(condition, dict) else {"label": condition}
-    return jax.jit(made.log_prob)(params, {"tokens": jnp.asarray(values, jnp.int32)} | told, jax.random.key(key))
+    return compiled(made.log_prob)(params, {"tokens": jnp.asarray(values, jnp.int32)} | told, jax.random.key(key))
 
 
 def test_the_first_evaluation_reads_the_whole_prompt_and_an_image_takes_as_many_as_without() -> None:
@@ -63,7 +70,7 @@ def test_the_first_evaluation_reads_the_whole_prompt_and_an_image_takes_as_many_
 
 
 def test_a_prompt_is_read_in_raster_order_as_an_image_is_and_all_tokens_know_it() -> None:
-    made = system()
+    made = plain()
     params, every = cases.tiny_params(made), (np.arange(16)[:, None] >> np.arange(4)) & 1
     found = nats(made, params, every, given(16))
     np.testing.assert_allclose(np.exp(found).sum(), 1.0, rtol=1e-5)  # whatever is shown
@@ -76,7 +83,7 @@ def test_a_prompt_is_read_in_raster_order_as_an_image_is_and_all_tokens_know_it(
 
 
 def test_what_is_drawn_step_by_step_is_what_the_whole_sequence_says() -> None:
-    made = system()
+    made = plain()
     model, params = made.model, cases.tiny_params(made)
     values, context = cases.tokens(made, 2), model.context(jax.random.key(0), 2, given(2))
 
@@ -96,7 +103,7 @@ def test_what_is_drawn_step_by_step_is_what_the_whole_sequence_says() -> None:
 
 
 def test_a_prompt_that_is_not_given_is_drawn_evenly_by_the_key() -> None:
-    made = system()
+    made = plain()
     model, params, label = made.model, cases.tiny_params(made), jnp.zeros(600, jnp.int32)
     drawn = model.context(jax.random.key(3), 600, label).condition["prompt"]
     assert drawn.shape == (600, 4) and abs(float(drawn.mean()) - 0.5) < 0.05  # five standard errors of 2400 coins
@@ -107,7 +114,7 @@ def test_a_prompt_that_is_not_given_is_drawn_evenly_by_the_key() -> None:
 
 def test_samples_are_drawn_behind_the_prompt_that_is_given() -> None:
     """2000 samples behind one prompt are as often as the likelihood behind it says, and not as behind another."""
-    made = system()
+    made = plain()
     params, every = cases.tiny_params(made), (np.arange(16)[:, None] >> np.arange(4)) & 1
     run, count = Run(made, params, {}), 2000
     drawn = run.sample_tokens(labels={"label": np.ones(count, int), "prompt": np.ones((count, 4), int)})
@@ -161,13 +168,13 @@ def test_every_other_example_of_a_class_may_be_the_prompt_but_not_the_example_it
 
 def test_a_training_step_is_shown_the_prompts_of_its_batch() -> None:
     """Images are prompts by way of the tokenizer; the loss is of the image's tokens alone, behind the prompt."""
-    made = system()
+    made = plain()
     params = cases.tiny_params(made)
     images = jnp.asarray([[-1, 1, 1, -1], [1, 1, -1, -1]], jnp.float32).reshape(2, 2, 2, 1)
     batch = {"image": images, "label": jnp.zeros(2, jnp.int32), "prompt": images[::-1]}
     told = made.condition_of(params, batch)
     np.testing.assert_array_equal(told["prompt"], [[1, 1, 0, 0], [0, 1, 1, 0]])
-    found = made.log_prob(params, batch, jax.random.key(0))
+    found = compiled(made.log_prob)(params, batch, jax.random.key(0))
     np.testing.assert_allclose(found[0], nats(made, params, [[0, 1, 1, 0]], given(1, (1, 1, 0, 0)))[0], rtol=1e-5)
 
 

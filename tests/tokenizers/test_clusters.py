@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,8 @@ import ar_jax
 from ar_jax import cluster
 from ar_jax.config import UsageError, get_config
 from ar_jax.data.digits import load_digits
-from ar_jax.tokenizer_system import TokenizerRun
+from ar_jax.data.protocol import Facts
+from ar_jax.tokenizer_system import TokenizerRun, tokenizer_from_config
 from ar_jax.tokenizers.clusters import kmeans, nearest_centroid
 
 
@@ -39,9 +41,12 @@ def test_clusters_leave_less_than_chance_does_and_another_step_changes_nothing()
 
 
 def vqgan() -> TokenizerRun:
-    run = ar_jax.build_run(get_config("configs/tokenizers/vqgan.py:smoke"))
-    assert isinstance(run, TokenizerRun)
-    return run
+    """Small, of two latents along each axis, with parameters that are drawn without a compiler."""
+    config = get_config("configs/tokenizers/vqgan.py:smoke")
+    config.objective = dict(kind="reconstruction", l2_weight=1.0)
+    config.tokenizer.update(hidden_channels=8, num_groups=4, attention=(), channel_multipliers=(1, 1, 1))
+    system = tokenizer_from_config(config, Facts("image", (8, 8, 1), 17))
+    return TokenizerRun(system, cases.away_from_zero(jax.eval_shape(system.init, jax.random.key(0))), config)
 
 
 def test_a_tokenizer_with_labels_makes_the_same_images_and_labels_say_which_codes_are_alike() -> None:
@@ -63,7 +68,8 @@ def test_a_tokenizer_with_labels_makes_the_same_images_and_labels_say_which_code
 def test_the_command_makes_a_run_that_a_generator_takes(tmp_path: Path) -> None:
     """Trained tokenizer, clusters, and a generator on images by way of them: three commands behind one another."""
     config = get_config("configs/tokenizers/vqgan.py:smoke")
-    config.train.num_steps, config.objective = 4, dict(kind="reconstruction", l2_weight=1.0)
+    config.train.num_steps, config.schedule.warmup_steps = 4, 0
+    config.objective, config.mesh = dict(kind="reconstruction", l2_weight=1.0), dict(data=1)
     ar_jax.train(config, tmp_path / "vqgan")
     cluster.main(["cluster", f"--workdir={tmp_path / 'vqgan'}", f"--out={tmp_path / 'clusters'}", "--num_clusters=6"])
     with pytest.raises(UsageError, match="exists; choose another --out"):
@@ -72,6 +78,7 @@ def test_the_command_makes_a_run_that_a_generator_takes(tmp_path: Path) -> None:
     assert loaded.system.tokenizer.vocab_sizes == (6, 64)
     generator = get_config("configs/ctf.py:smoke")
     generator.tokenizer, generator.train.num_steps = dict(workdir=str(tmp_path / "clusters")), 2
+    generator.schedule.warmup_steps, generator.mesh = 0, dict(data=1)
     run = ar_jax.train(generator, tmp_path / "ctf")
     np.testing.assert_array_equal(
         run.params["tokenizer"]["quantizer"]["centroids"], loaded.params["tokenizer"]["quantizer"]["centroids"]
