@@ -24,6 +24,7 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONSTANT = re.compile(r"[su]32\[\][^=]* constant\((\d+)\)")
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}")
 _PAIRS = re.compile(r"source_target_pairs=\{(\{.*?\})\}")
 
@@ -76,14 +77,19 @@ class Program:
         Args:
           mesh: size of each axis, outermost first.
         """
-        found: dict[tuple[str, str], list[int]] = collections.defaultdict(lambda: [0, 0])
-        for times, line in self._walk(self._entry, 1):
+        channels: dict[tuple[str, str, str], tuple[int, int]] = {}
+        for number, (times, line) in enumerate(self._walk(self._entry, 1)):
             if (operation := _OPERATION.match(line)) and (match := _COLLECTIVE.match(operation[2])):
                 axes, size = _axes(line, mesh)
-                total = found[match[1], axes]
-                total[0] += times
-                total[1] += times * _sent(match[1], _largest(operation[1]), size)
-        rows = [Collective(kind, axes, count, sent) for (kind, axes), (count, sent) in found.items()]
+                # TPUs spread one collective over several fusions, in each of which it stands with the same channel.
+                channel = _CHANNEL.search(line)
+                key = (match[1], axes, channel[1] if channel else f"line {number}")
+                own = times, times * _sent(match[1], _largest(operation[1]), size)
+                channels[key] = max(channels.get(key, own), own)
+        found: dict[tuple[str, str], list[tuple[int, int]]] = collections.defaultdict(list)
+        for (kind, axes, _), own in channels.items():
+            found[kind, axes].append(own)
+        rows = [Collective(kind, axes, *map(sum, zip(*each, strict=True))) for (kind, axes), each in found.items()]
         return sorted(rows, key=lambda row: -row.bytes)
 
     def arrays(self) -> Iterator[tuple[tuple[int, ...], int, str]]:
