@@ -209,8 +209,10 @@ ORDERS: dict[str, dict[str, Any]] = {
     "blocks": dict(kind="blocks"),
     "locality": dict(kind="locality", num_steps=3),
     "next_scale": dict(kind="next_scale"),
+    "patches": dict(kind="patches", patch=(3, 1), over=dict(kind="right_to_left")),
+    "one_of": dict(kind="one_of"),
 }
-FEEDS = ("shift", "query", "resize", "mask", "neighbors", "merge", "recent")
+FEEDS = ("shift", "query", "resize", "mask", "neighbors", "merge", "recent", "nearby")
 BACKBONES: dict[str, dict[str, Any]] = {
     "decoder": dict(kind="decoder"),
     "decoder, told the step": dict(

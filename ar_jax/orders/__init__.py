@@ -5,7 +5,9 @@ from ar_jax.orders.diagonal import diagonal
 from ar_jax.orders.locality import locality
 from ar_jax.orders.nearest import nearest
 from ar_jax.orders.next_scale import next_scale, subsample
+from ar_jax.orders.one_of import one_of
 from ar_jax.orders.parallel_groups import parallel_groups
+from ar_jax.orders.patches import patches
 from ar_jax.orders.random import random
 from ar_jax.orders.raster import column, raster, right_to_left
 from ar_jax.orders.spiral import spiral
@@ -23,4 +25,6 @@ ORDERS = {
     "parallel_groups": parallel_groups,
     "blocks": blocks,
     "locality": locality,
+    "patches": patches,
+    "one_of": one_of,
 }

@@ -36,6 +36,8 @@ def takes(feed: str, order: str) -> bool:
         return order == "blocks"
     if feed == "recent":  # it takes all alike
         return order in ("raster", "random, in sets", "next_scale")
+    if feed == "nearby":  # what is far, and so dropped, is in tests/feeds/test_nearby.py
+        return order in ("patches", "random, in sets", "nearest")
     return feed != "resize" or follows_first_axis(order_of(order))
 
 
@@ -153,7 +155,7 @@ def test_the_parallel_form_feeds_the_same_tokens_with_the_remembered_ones_first(
         lengths = [len(chunk) for chunk in made.chunks]
         np.testing.assert_array_equal(np.bincount(whole.segment), lengths)
         return
-    assert made.max_len == whole.num_remembered
+    assert made.max_len == whole.num_remembered or feed == "nearby"
     assert made.max_step_len == max(chunk.num_remembered for chunk in made.chunks)
 
 
