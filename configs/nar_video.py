@@ -6,7 +6,7 @@ from ar_jax.config import choose_variant
 from ar_jax.interop.nar import video_model_config
 from configs.recipes import images
 
-# Their code's "llama-abs-B", L (whose training they publish), LP and XL, with a layer, a norm and a head more for each further axis.
+# Their code's "llama-abs-B", L (which they trained), LP and XL, with a layer, a norm and a head more for each further axis.
 SIZES = {
     "b": dict(num_layers=12, num_heads=12, dim=768),
     "l": dict(num_layers=24, num_heads=16, dim=1024),

@@ -78,7 +78,7 @@ def load_crops(
 
 
 def boxes_of(frames: np.ndarray, box: tuple[int, int, int]) -> np.ndarray:
-    """[F, H, W, C] cut into boxes, [N, *box, C], frame by frame and row by row; the last of each axis that fill none are dropped."""
+    """[F, H, W, C] cut into boxes, [N, *box, C], frame by frame and row by row; what fills none is dropped."""
     counts = [length // side for length, side in zip(frames.shape[:3], box, strict=True)]
     whole = frames[tuple(slice(0, n * side) for n, side in zip(counts, box, strict=True))]
     shape = [size for pair in zip(counts, box, strict=True) for size in pair]

@@ -257,10 +257,11 @@ class Softmax(nn.Module):
 
     def queries(self, x: Array, tokens: Tokens) -> Array:
         """The queries of tokens x [B, T, D], normalised and turned, [B, T, N, H]."""
-        q = self._normed(split_heads(self.query(x), self.num_heads), "query")
-        if self.rope_base:
-            q = self._turned(q, self._places(tokens))
-        return q
+        return self._facing(self._normed(split_heads(self.query(x), self.num_heads), "query"), tokens)
+
+    def _facing(self, q: Array, tokens: Tokens) -> Array:
+        """Queries [B, T, N, H], turned by where they are."""
+        return self._turned(q, self._places(tokens)) if self.rope_base else q
 
     def attend(self, x: Array, tokens: Tokens, readable: Cache) -> Array:
         """What tokens x [B, T, D] read in a cache, [B, T, D]."""
@@ -292,7 +293,8 @@ class Softmax(nn.Module):
     def _near(self, x: Array, tokens: Tokens, new: Cache, state: Cache | None) -> tuple[Array, Cache | None]:
         """What tokens x [B, T, D] read of the prefix and of what is near, [B, T, D], and the state after them.
 
-        The prefix stays in the first places of the state. A piece of several tokens reads what it writes over, too.
+        The prefix stays in the first places of the state, and is read without being turned to: it has no place, so where one
+        reads it from must not matter. A piece of several tokens reads what it writes over, too.
         """
         assert tokens.near is not None
         first, after = self.num_prefix, None
@@ -302,20 +304,20 @@ class Softmax(nn.Module):
             prefix, rest = after.first(first), after.between(first, tokens.num_readable)
             if tokens.at is not None and new.k.shape[2] > 1:
                 rest = _joined(state.between(first), new)
-        q, (sides, reach) = self.queries(x, tokens), tokens.near
+        q, (sides, reach) = self._normed(split_heads(self.query(x), self.num_heads), "query"), tokens.near
 
         def patch(position: Array) -> Array:
             return position[..., : len(sides)] // jnp.asarray(sides, jnp.int32)[None, None]
 
         placed = jnp.where((rest.position < 0).any(axis=-1), NEVER, rest.step)
         distance = dict(query_position=patch(tokens.position), key_position=patch(rest.position))
-        parts: list[tuple[Cache, Array, Mapping[str, Any]]] = [(prefix, prefix.step, {})]
+        parts: list[tuple[Array, Cache, Array, Mapping[str, Any]]] = [(q, prefix, prefix.step, {})]
         if rest.k.shape[2]:
-            parts += [(rest, placed, distance | dict(reach=tuple((n, n) for n in reach)))]
+            parts += [(self._facing(q, tokens), rest, placed, distance | dict(reach=tuple((n, n) for n in reach)))]
         outs, lses = zip(
             *(
                 step_attention(
-                    q,
+                    query,
                     jnp.swapaxes(cache.k, 1, 2),
                     jnp.swapaxes(cache.v, 1, 2),
                     tokens.step,
@@ -325,7 +327,7 @@ class Softmax(nn.Module):
                     return_lse=True,
                     implementation=self.implementation,
                 )
-                for cache, step, bounds in parts
+                for query, cache, step, bounds in parts
             ),
             strict=True,
         )

@@ -14,7 +14,7 @@ from ar_jax.sampling.loop import Params, Step, surest_first, walk
 
 
 def own_order(model: Autoregressive, params: Params, values: Array, context: Context) -> Array:
-    """Slots in the order z of which each is the surest of all that are left, given those before it:
+    """Slots in the order z of which each is the surest of all that are left, given those before it.
 
     z_i = argmax_k log p(x_k | x_z<i)
 

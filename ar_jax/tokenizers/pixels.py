@@ -38,7 +38,8 @@ class Pixels:
         """Checks the options before anything is traced."""
         if len(self.shape) not in (3, 4):
             raise UsageError(
-                f"tokenizer 'pixels' takes images [H, W, C] or videos [T, H, W, C], but the data has shape {self.shape}; use tokenizer 'bytes' for text."
+                f"tokenizer 'pixels' takes images [H, W, C] or videos [T, H, W, C], but the data has shape {self.shape}; "
+                "use tokenizer 'bytes' for text."
             )
         if self.num_levels < 2 or self.depth < 1:
             raise UsageError(

@@ -70,11 +70,11 @@ def test_the_state_does_not_grow_with_the_height_of_an_image() -> None:
     assert whole.max_len == 24 * 24 and whole.chunks[0].at is None
 
 
-def system_of(grid: tuple[int, ...], num_layers: int = 1, **feed: Any) -> System:
+def system_of(grid: tuple[int, ...], num_layers: int = 1) -> System:
     return cases.tiny.__wrapped__(
         tokenizer=dict(kind="codes", grids=(grid,), vocab_size=3),
         order="patches",
-        feed=dict(kind="nearby", **feed),
+        feed="nearby",
         backbone="decoder",
         model__num_layers=num_layers,
         model__learned_positions=False,
@@ -98,7 +98,7 @@ def nats_by_place(system: System, params: Any, values: jax.Array) -> np.ndarray:
 def test_a_patch_is_the_same_in_an_image_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one layer, exactly: nothing but the patches around it tells of a patch, wherever it is and whatever is beyond."""
     monkeypatch.setitem(cases.ORDERS, "patches", dict(kind="patches", patch=2))
-    small, large = (system_of(grid, extent=1) for grid in ((6, 6), (14, 10)))
+    small, large = (system_of(grid) for grid in ((6, 6), (14, 10)))
     params = cases.tiny_params(large)
     shapes = (jax.eval_shape(s.init, jax.random.key(0)) for s in (small, large))
     assert jax.tree.structure(params) == jax.tree.structure(next(shapes)) == jax.tree.structure(next(shapes))
@@ -111,7 +111,7 @@ def test_a_patch_is_the_same_in_an_image_of_any_size(monkeypatch: pytest.MonkeyP
         np.testing.assert_allclose(part[:, 2:4, 2:4], middle, atol=1e-4)
     assert np.abs(part - whole[:, 8:14, 4:10]).max() > 0.01  # at the border something is missing
     monkeypatch.setitem(cases.ORDERS, "patches", dict(kind="patches", patch=2, over=dict(kind="column"), flip=(0,)))
-    other = nats_by_place(system_of((14, 10), extent=1), params, jnp.asarray(image.reshape(2, -1)))
+    other = nats_by_place(system_of((14, 10)), params, jnp.asarray(image.reshape(2, -1)))
     assert np.abs(other - whole).max() > 0.01  # another direction is another model of the same parameters
 
 
@@ -135,7 +135,7 @@ def test_one_network_is_trained_in_all_directions_and_sampled_at_another_size() 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        (dict(feed=dict(kind="nearby", extent=-1)), "extent=-1 must be at least 0"),
+        (dict(feed__extent=-1), "extent=-1 must be at least 0"),
         (dict(mixer="linear"), "mixer 'linear' does not heed"),
         (dict(mixer="softmax window"), "goes with plain softmax attention"),
         (dict(backbone="block_transformer"), "this backbone does not heed"),
