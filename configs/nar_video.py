@@ -24,7 +24,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     The codes are those of LARP's tokenizer, which is not here: `config.data.path` names shards of them.
 
     `python train.py --config=configs/nar_video.py:smoke --workdir=DIR`: 40 steps to SMOKE bits per dimension held out
-    (scikit-learn's digits on the move, 4 frames of 10 x 10, a token for each pixel; 22 steps a video).
+    (scikit-learn's digits on the move, 3 frames of 9 x 9, a token for each pixel; 19 steps a video).
 
     The variant "clips" is the same on crops of two real videos, where $AR_JAX_DATA has them (reading them needs imageio[ffmpeg]).
     """
@@ -42,10 +42,10 @@ def get_config(variant: str = "base") -> ConfigDict:
     config.sampling = dict(temperature=1.0, guidance_scale=1.5 if small else 2.5)
     if small:
         images.train_small(config, "smoke", "", dict(kind="pixels"))
-        config.data = dict(kind="moving_digits", num_frames=4, side=10)
+        config.data = dict(kind="moving_digits", num_frames=3, side=9)
         config.train.batch_size = 32
         if variant == "clips":
-            config.data = dict(kind="crops", path=CLIPS, num_frames=4, height=10, width=10, shrink=2)
+            config.data = dict(kind="crops", path=CLIPS, num_frames=3, height=9, width=9, shrink=2)
             config.tokenizer.levels = 17
         return config
     config.data = dict(kind="token_shards", path=f"{images.SHARDS}/larp")

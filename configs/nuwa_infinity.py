@@ -8,15 +8,15 @@ from ar_jax.config import choose_variant
 from configs.recipes import images
 
 VARIANTS = {
-    "base": dict(embed_dim=1024, num_layers=24, num_heads=16, patch=16),
-    "video": dict(embed_dim=1024, num_layers=24, num_heads=16, patch=(5, 16, 16)),
+    "base": dict(embed_dim=1024, num_layers=24, num_heads=16, patch=8),
+    "video": dict(embed_dim=1024, num_layers=24, num_heads=16, patch=(1, 8, 8)),
     "smoke": dict(embed_dim=64, num_layers=2, num_heads=4, patch=4),
     "smoke_video": dict(embed_dim=64, num_layers=2, num_heads=4, patch=(1, 5, 5)),
 }
 
 
 def get_config(variant: str = "base") -> ConfigDict:
-    """Images of 64 x 64 codes (base) and videos, from shards in runs/shards; they are sampled at whatever size they are asked for.
+    """Images of 32 x 32 codes (base) and videos, from shards in runs/shards; samples may be of any size.
 
     Each example is trained in one of the eight scans of its patches: rows or columns first, from either end of each axis.
     Not as published: what the networks read of other patches is their cache at all layers; no text; sizes and training are ours.
@@ -55,7 +55,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         return config
     config.condition = dict(kind="none")
     config.data = dict(kind="token_shards", path=f"{images.SHARDS}/{'pexels' if video else 'lhq'}")
-    config.tokenizer = dict(kind="codes", grids=((10, 64, 64),) if video else ((64, 64),), vocab_size=16384)
+    config.tokenizer = dict(kind="codes", grids=((5, 16, 16),) if video else ((32, 32),), vocab_size=16384)
     config.optimizer = dict(kind="adamw", learning_rate=1e-4, b1=0.9, b2=0.95, weight_decay=0.05, clip_norm=1.0)
     config.schedule = dict(kind="cosine", warmup_steps=5000)
     config.train = dict(num_steps=500_000, batch_size=256, log_every_steps=100)

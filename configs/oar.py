@@ -50,7 +50,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         config.schedule = dict(kind="constant")
         images.train_on_imagenet(config, 256, images.epochs(300, 256), batch_size=256)
     if tuned:
-        config.data = dict(kind="token_shards", path="runs/oar_orders")
+        config.data = dict(kind="token_shards", path="runs/oar_orders" if small else f"{images.SHARDS}/oar")
         config.train.update(init_from="runs/oar", num_steps=40 if small else images.epochs(30, 256))
         config.optimizer.learning_rate /= 2
     return config
