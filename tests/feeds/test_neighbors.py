@@ -110,6 +110,7 @@ def test_videos_are_learned(variant: str, tmp_path: Path) -> None:
         pytest.importorskip("imageio_ffmpeg")
         if not resolve(config.data.path[0]).is_file():
             pytest.skip(f"no {config.data.path[0]} where $AR_JAX_DATA points to")
+    config.mesh = dict(data=1)
     run = ar_jax.train(config, tmp_path)
     metrics = report.held_out(run, load_data(config))
     assert metrics["bits_per_dim"] < 0.75 * np.log2(17)

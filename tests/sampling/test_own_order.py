@@ -142,6 +142,7 @@ def test_training_on_in_its_own_orders_makes_a_network_surer_in_them(tmp_path: P
     config.tokenizer = dict(kind="pixels", levels=4)
     config.train.update(num_steps=60, batch_size=32)
     config.checkpoint.every_steps = 60
+    config.mesh = dict(data=1)
     first = ar_jax.train(config, tmp_path / "any")
     distill_orders(first, load_data(config), tmp_path / "orders")
 
@@ -151,6 +152,7 @@ def test_training_on_in_its_own_orders_makes_a_network_surer_in_them(tmp_path: P
     config.data.path = str(tmp_path / "orders")
     config.train.update(num_steps=60, batch_size=32, init_from=str(tmp_path / "any"))
     config.checkpoint.every_steps = 60
+    config.mesh = dict(data=1)
     tuned = ar_jax.train(config, tmp_path / "tuned")
     config.data = crops
     longer = ar_jax.train(config, tmp_path / "longer")
