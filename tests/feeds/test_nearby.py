@@ -115,7 +115,7 @@ def test_a_patch_is_the_same_in_an_image_of_any_size(monkeypatch: pytest.MonkeyP
     assert np.abs(other - whole).max() > 0.01  # another direction is another model of the same parameters
 
 
-def test_one_network_is_trained_in_all_directions_and_sampled_at_another_size() -> None:
+def test_one_network_takes_all_directions_and_draws_images_of_another_size() -> None:
     config = ar_jax.get_config(CONFIG)
     config.data.update(height=8, width=8, shrink=8)
     config.eval.data = dict(height=8, width=12)
@@ -156,4 +156,5 @@ def test_what_was_learned_on_small_images_holds_for_large_ones(tmp_path) -> None
     other, data = runs.on_other_data(run)
     small = report.held_out(run, runs.load_data(run.config))["bits_per_dim"]
     large = report.held_out(other, data)["bits_per_dim"]
+    assert len(run.config.order.orders) == 8 and other.sample(labels=[0, 1]).shape == (2, 20, 28, 1)
     assert small < 1.0 and large < small + 0.1  # 3 bits if nothing is known
