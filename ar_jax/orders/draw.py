@@ -23,7 +23,6 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("nearest", {"start": (3, 3)}),
     ("blocks", {"block": 4}),
     ("locality", {"num_steps": 12}),
-    ("patches", {"over": {"kind": "spiral"}, "patch": 2}),
 )
 
 
