@@ -103,7 +103,8 @@ def test_videos_of_moving_digits_are_drawn_shown_and_gone_on_with(tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["smoke", "clips"])
-@pytest.mark.filterwarnings("ignore:os.fork")  # ffmpeg runs beside this process
+# imageio runs ffmpeg beside this process, and does not close its pipes.
+@pytest.mark.filterwarnings("ignore:os.fork", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_videos_are_learned(variant: str, tmp_path: Path) -> None:
     """Of moving digits in 40 steps, and of real ones where they can be read: far below the nats of uniform tokens."""
     config = ar_jax.get_config(CONFIG.with_name(f"nar_video.py:{variant}"))
