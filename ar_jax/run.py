@@ -89,7 +89,15 @@ class Run:
         )
 
     def slots_within(self, region: np.ndarray) -> np.ndarray:
-        """[1, L] bool, the slots whose cells lie inside a region [H, W] of the image: a `given_mask` of `sample`."""
+        """[1, L] bool, the slots whose cells lie inside a region [H, W] of the image: a `given_mask` of `sample`.
+
+        Of a video the region is [T, H, W].
+        """
+        axes = len(self.system.facts.shape) - 1
+        if np.ndim(region) != axes:
+            raise UsageError(
+                f"A region of {np.ndim(region)} axes is none of {self.system.facts.modality}s; give {axes}."
+            )
         return within(self.system.tokenizer.layout, region)[None]
 
     def decode(self, tokens: np.ndarray) -> np.ndarray:

@@ -151,10 +151,14 @@ class System:
     def loss(
         self, params: Params, batch: Mapping[str, Array], key: Array, progress: Array
     ) -> tuple[Array, dict[str, Array], dict[str, Array]]:
-        """The objective's loss of a batch of data; see `Objective` and `Task`."""
+        """The objective's loss of a batch of data; see `Objective` and `Task`.
+
+        Where the batch has `slots` [B, L], these are the orders of its examples, in place of those that would be drawn.
+        """
         encode_key, key = jax.random.split(key)
         values = self.tokens_of(params, batch, encode_key)
-        loss, metrics = self.objective(self.model, params, values, self.condition_of(params, batch), key, progress)
+        model = self.model.dealt(batch["slots"]) if "slots" in batch else self.model
+        loss, metrics = self.objective(model, params, values, self.condition_of(params, batch), key, progress)
         return loss, metrics, {}
 
     def tokens_of(self, params: Params, batch: Mapping[str, Array], key: Array | None = None) -> Array:
@@ -291,6 +295,7 @@ def from_config(config: Mapping[str, Any], facts: Facts) -> System:
     position = tuple(tuple(int(c) for c in cell[: feed.place_axes]) for cell in order.position)
     blank = any((np.asarray(chunk.source) == BLANK).any() for chunk in feed.chunks)
     fed: dict[str, Any] = {"blank": blank, "num_transition": feed.num_transition, "num_merged": feed.num_outputs}
+    fed["reads_near"] = feed.chunks[0].near is not None
     generator: Generator | Cascade = build_generator(config["model"], head, condition, position, **fed, **content)
     if (feed.chunks[-1].part is None) == ("refiner" in config):
         raise UsageError(
@@ -345,9 +350,9 @@ def _feed(config: Mapping[str, Any], objective: Objective, tokenizer: Tokenizer,
     config = {"kind": "auto"} | dict(config)
     if is_masked(objective) and config["kind"] == "auto":
         config["kind"] = "mask"
-    if order.adaptive and config["kind"] != "mask":
+    if order.adaptive and config["kind"] not in ("mask", "query"):
         raise UsageError(
-            "config.sampling.order.adaptive needs feed 'mask', which config.objective.kind='masked' trains."
+            "config.sampling.order.adaptive needs config.feed.kind='query', or feed 'mask', which objective 'masked' trains."
         )
     resampled = getattr(tokenizer, "resample_channels", 0) > 0
     return build(FEEDS, config, "feed", order=order, num_prefix=num_prefix, resampled=resampled)
@@ -464,6 +469,13 @@ def _check_fit(feed: Feed, objective: Objective, generator: Generator | Cascade)
     if feed.has_parallel and seers:
         raise UsageError(
             f"mixer {seers[0]!r} reads later tokens, too, so it serves feed 'mask' only; use another mixer."
+        )
+    near = feed.chunks[0].near is not None
+    blind = [names[type(mixer)] for mixer in mixers if not hasattr(mixer, "reads_near")]
+    if near and (blind or not getattr(generator.decoder, "keeps_segments_apart", False)):
+        raise UsageError(
+            f"feed 'nearby' tells who is near, which {f'mixer {blind[0]!r}' if blind else 'this backbone'} does not heed; "
+            "set config.model.kind='decoder' and mixer.kind='softmax'."
         )
     if feed.apart and not getattr(generator.decoder, "keeps_segments_apart", False):
         raise UsageError(

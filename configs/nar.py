@@ -20,7 +20,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     """NAR-B (base), M, L, XL and XXL on ImageNet at 256 x 256: 31 steps an image of 16 x 16 codes.
 
     The variant "t2i_xl" reads 120 vectors of 2048 numbers of a caption in place of a class. It is for the official weights:
-    no data set here has such vectors.
+    no data set here has such vectors. Videos are configs/nar_video.py.
 
     `python train.py --config=configs/nar.py:smoke --workdir=DIR`: 40 steps to 2.34 bits per dimension held out
     (scikit-learn's digits, a token for each pixel; 15 steps an image).

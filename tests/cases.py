@@ -210,8 +210,10 @@ ORDERS: dict[str, dict[str, Any]] = {
     "locality": dict(kind="locality", num_steps=3),
     "next_scale": dict(kind="next_scale"),
     "coarse_to_fine": dict(kind="coarse_to_fine"),
+    "patches": dict(kind="patches", patch=(3, 1), over=dict(kind="right_to_left")),
+    "one_of": dict(kind="one_of"),
 }
-FEEDS = ("shift", "query", "resize", "mask", "neighbors", "merge", "recent", "refine")
+FEEDS = ("shift", "query", "resize", "mask", "neighbors", "merge", "recent", "refine", "nearby")
 BACKBONES: dict[str, dict[str, Any]] = {
     "decoder": dict(kind="decoder"),
     "decoder, told the step": dict(

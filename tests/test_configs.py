@@ -37,6 +37,11 @@ def facts_of(config) -> Facts:
     """What the data of a config is; of data that has to be fetched first, without fetching it."""
     if config.data.kind == "tfds":
         return published.facts_of(config)
+    if config.data.kind == "token_shards" and config.data.path.endswith("/oar"):  # ImageNet
+        return Facts("image", (256, 256, 3), 256, tuple(map(str, range(1000))))
+    if config.data.kind == "crops" and config.data.get("path"):  # videos, which not every machine can read
+        shape = (config.data.num_frames, config.data.height, config.data.width, 1)
+        return Facts("video", shape, 256, tuple(config.data.path))
     if config.data.kind in ("idx", "token_shards"):  # Fashion-MNIST
         return Facts("image", (28, 28, 1), 256, tuple(map(str, range(10))))
     if config.data.kind == "molecules" and config.data.path:  # QM9 and ZINC250k take long to read

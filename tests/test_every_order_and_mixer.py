@@ -36,6 +36,7 @@ CAUSAL += [("softmax", o, "shift", "block_transformer") for o in ("raster", "ran
 CAUSAL += [("linear", "raster", "shift", "block_transformer, summation")]
 CAUSAL += [("softmax", "raster", "shift", "block_transformer, cross-attention")]
 CAUSAL += [(m, "nearest", "neighbors", "decoder, two outputs") for m in ("softmax", "linear")]
+CAUSAL += [("softmax", o, "nearby", "decoder") for o in ("spiral, outward", "patches", "nearest")]
 CAUSAL += [("softmax", "raster", "merge", "decoder, drawing between layers")]
 CAUSAL += [("softmax", "blocks", "merge", "decoder, shuffled tokens")]
 CAUSAL += [("softmax", "random", "shift", "decoder, told the direction")]

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 
 from ar_jax.data.addition import load_addition
+from ar_jax.data.crops import load_crops
 from ar_jax.data.digits import load_digits
 from ar_jax.data.idx import load_idx
 from ar_jax.data.molecules import load_molecules
+from ar_jax.data.moving_digits import load_moving_digits
 from ar_jax.data.npz import load_npz
 from ar_jax.data.protocol import Dataset
 from ar_jax.data.text import load_text
@@ -21,4 +23,6 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "token_shards": load_token_shards,
     "addition": load_addition,
     "molecules": load_molecules,
+    "moving_digits": load_moving_digits,
+    "crops": load_crops,
 }

@@ -8,10 +8,12 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+Modality = Literal["image", "video", "text"]
 Example = Mapping[str, np.ndarray]
 """One example, or a batch of them with a leading axis.
 
 Images: `image` float32 [H, W, C] in [-1, 1] and `label` int32 [] (0 where there are no classes).
+Videos: `video` float32 [T, H, W, C], T frames, and `label`.
 Text: `text` uint8 [length].
 """
 
@@ -39,13 +41,13 @@ class Facts:
     """What a data set is, without its examples: all that building a system needs.
 
     Attributes:
-      modality: "image" or "text".
-      shape: (H, W, C) of an image, or (length,) of a text.
+      modality: "image", "video" or "text".
+      shape: (H, W, C) of an image, (T, H, W, C) of a video, or (length,) of a text.
       levels: how many values a channel or a byte can take; an image's lie evenly from -1 to 1.
       label_names: one name per class, empty where there are no classes.
     """
 
-    modality: Literal["image", "text"]
+    modality: Modality
     shape: tuple[int, ...]
     levels: int = 256
     label_names: tuple[str, ...] = ()

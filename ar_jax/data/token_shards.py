@@ -1,7 +1,8 @@
 """Data that a tokenizer has already seen: tokens in array_record files, with the facts of the images they were.
 
 A folder holds `tokens.json` (what the tokens are, and of what) and `{train,test}-*.array_record`. A record is a label, int32,
-followed by the tokens [L] or [L, C], all little-endian. `python -m ar_jax.tokenize` writes such a folder.
+followed by the tokens [L] or [L, C], and by an order of them, int32 [L], where they have one, all little-endian.
+`python -m ar_jax.tokenize` writes such a folder, and `python -m ar_jax.distill_orders` one with orders.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Meta:
       vocab_size: 0 for continuous tokens.
       counts: examples of each split.
       tokenizer: where they come from: the configuration of the tokenizer, its steps, and a digest of its parameters.
+      ordered: each example brings the order in which its tokens are to be generated.
     """
 
     facts: Facts
@@ -52,10 +54,16 @@ class Meta:
     vocab_size: int
     counts: dict[str, int]
     tokenizer: dict[str, Any]
+    ordered: bool = False
 
     @property
     def record_size(self) -> int:
         """Bytes of a record."""
+        return self.order_offset + self.ordered * 4 * self.shape[0]
+
+    @property
+    def order_offset(self) -> int:
+        """Bytes of a record before its order."""
         return 4 + int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
 
@@ -71,15 +79,17 @@ class TokenRecords:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Example:
-        """`tokens` int32 [L] or float32 [L, C], and `label` int32 []."""
+        """`tokens` int32 [L] or float32 [L, C], `label` int32 [], and `slots` int32 [L] where there are orders."""
         return {key: value[0] for key, value in self.take(np.asarray([index])).items()}
 
     def take(self, indices: np.ndarray) -> Example:
-        """`tokens` int32 [B, L] or float32 [B, L, C], and `label` int32 [B]."""
+        """`tokens` int32 [B, L] or float32 [B, L, C], `label` int32 [B], and `slots` int32 [B, L] where there are orders."""
         raw = self.records.__getitems__(np.asarray(indices).tolist())  # one call for all, in parallel
-        stored = [np.frombuffer(record, np.dtype(self.meta.dtype).newbyteorder("<"), offset=4) for record in raw]
+        dtype, count = np.dtype(self.meta.dtype).newbyteorder("<"), int(np.prod(self.meta.shape))
+        stored = [np.frombuffer(record, dtype, count=count, offset=4) for record in raw]
         kind = np.int32 if self.meta.vocab_size else np.float32
-        return {
+        orders = [np.frombuffer(record, "<i4", offset=self.meta.order_offset) for record in raw]
+        return ({"slots": np.stack(orders).astype(np.int32)} if self.meta.ordered else {}) | {
             "tokens": np.stack(stored).astype(kind).reshape(-1, *self.meta.shape),
             "label": np.asarray([np.frombuffer(record, "<i4", count=1)[0] for record in raw], np.int32),
         }
@@ -142,17 +152,21 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     os.replace(part, target)
 
 
-def write_split(folder: Path, split: str, batches: Iterable[tuple[np.ndarray, np.ndarray]], meta: Meta) -> None:
-    """Writes pairs of tokens [B, L(, C)] and labels [B] as the examples of a split, in shards of RECORDS_PER_SHARD."""
+def write_split(folder: Path, split: str, batches: Iterable[tuple[np.ndarray, ...]], meta: Meta) -> None:
+    """Writes tokens [B, L(, C)], labels [B] and, of ordered ones, slots [B, L] as the examples of a split.
+
+    They are cut into shards of RECORDS_PER_SHARD.
+    """
     count = max(1, -(-meta.counts[split] // RECORDS_PER_SHARD))
-    rows = ((tokens, label) for batch in batches for tokens, label in zip(*batch, strict=True))
+    rows = (row for batch in batches for row in zip(*batch, strict=True))
     for shard in range(count):
         file = folder / f"{split}-{shard:05}-of-{count:05}.array_record"
         writer = array_record_module.ArrayRecordWriter(str(file), _WRITER_OPTIONS)
         for _ in range(min(RECORDS_PER_SHARD, meta.counts[split] - shard * RECORDS_PER_SHARD)):
-            tokens, label = next(rows)
+            tokens, label, *slots = next(rows)
             stored = np.asarray(tokens).astype(np.dtype(meta.dtype).newbyteorder("<"))
-            writer.write(np.asarray(label, "<i4").tobytes() + stored.tobytes())
+            order = np.asarray(slots, "<i4").tobytes() if meta.ordered else b""
+            writer.write(np.asarray(label, "<i4").tobytes() + stored.tobytes() + order)
         writer.close()
 
 

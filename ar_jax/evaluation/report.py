@@ -74,7 +74,7 @@ def draw_samples(run: Run) -> tuple[list[tuple[str, np.ndarray]], np.ndarray]:
 
 def sample_grid(run: Run) -> np.ndarray | None:
     """A labelled picture of samples, uint8 [H, W, 3]; None for text."""
-    return pictures.grid(draw_samples(run)[0], f"step {run.step}") if run.system.facts.modality == "image" else None
+    return None if run.system.facts.modality == "text" else pictures.grid(draw_samples(run)[0], f"step {run.step}")
 
 
 def growing(run: Run, tokens: np.ndarray, index: int, frames: int = 12) -> list[tuple[int, np.ndarray]]:
@@ -155,7 +155,7 @@ def evaluate(
     metrics["tokens_per_second"] = tokens.shape[0] * tokens.shape[1] / seconds
     metrics["seconds_per_sample"] = seconds / len(tokens)
     metrics["network_evaluations_per_sample"] = len(run.system.sampler.feed.chunks)
-    if run.system.facts.modality == "image":
+    if run.system.facts.modality != "text":
         Image.fromarray(pictures.grid(rows, f"step {run.step}")).save(folder / "samples.png")
         Image.fromarray(growth_strip(run)).save(folder / "growth.png")
     else:

@@ -2,6 +2,7 @@
 
 from ar_jax.feeds.mask import mask
 from ar_jax.feeds.merge import merge
+from ar_jax.feeds.nearby import nearby
 from ar_jax.feeds.neighbors import neighbors
 from ar_jax.feeds.protocol import Feed
 from ar_jax.feeds.query import query
@@ -31,4 +32,5 @@ FEEDS = {
     "merge": merge,
     "recent": recent,
     "refine": refine,
+    "nearby": nearby,
 }

@@ -45,6 +45,10 @@ class Chunk:
       segment: [T] int32, tokens of different segments do not read one another; None where there is one.
       part: which of several parts of a model gives all answers, such as a stage of its layers or one of two networks; None
         where there is one, or where answers are of all of them.
+      near: tokens read one another where they are near: the sides of a patch, and how many patches away along each axis.
+        The prefix is near to all. None where distance does not matter.
+      at: [num_remembered] int32, where in the state each of them is put, over what nobody reads any more; None puts each
+        behind the last.
     """
 
     source: np.ndarray | jax.Array
@@ -62,6 +66,8 @@ class Chunk:
     num_outputs: int = struct.field(pytree_node=False, default=1)
     segment: np.ndarray | jax.Array | None = None
     part: int | None = struct.field(pytree_node=False, default=None)
+    near: tuple[tuple[int, ...], tuple[int, ...]] | None = struct.field(pytree_node=False, default=None)
+    at: np.ndarray | jax.Array | None = None
 
     def __len__(self) -> int:
         """The number of fed tokens, T."""
@@ -105,6 +111,7 @@ class Feed:
         place before its step (VAR).
       place_axes: the first so many axes of a position tell where a fed token is; None takes all.
       num_transition: learned tokens that are fed between others; their sources are the prefix codes behind the prefix.
+      num_held: the state holds so many tokens at a time, and what is put where tells `Chunk.at`; None holds all.
     """
 
     chunks: tuple[Chunk, ...]
@@ -113,6 +120,7 @@ class Feed:
     place_axes: int | None = None
     num_transition: int = 0
     apart: bool = False
+    num_held: int | None = None
 
     @property
     def has_parallel(self) -> bool:
@@ -143,7 +151,9 @@ class Feed:
         remembered = int((~forgotten).sum())
         whole = chunk(**arrays, num_remembered=remembered, asked=np.concatenate(asked), answers=answers)
         ranks |= {"segment": segment} if self.apart else {}
-        return dataclasses.replace(whole, **ranks, cell_side=one.cell_side, num_outputs=one.num_outputs)
+        if one.at is not None:
+            ranks["at"] = _last_writes(np.concatenate([np.asarray(c.at) for c in self.chunks]))
+        return dataclasses.replace(whole, **ranks, cell_side=one.cell_side, num_outputs=one.num_outputs, near=one.near)
 
     @property
     def num_outputs(self) -> int:
@@ -154,7 +164,8 @@ class Feed:
     @property
     def max_len(self) -> int:
         """How many tokens the state must hold after the last step."""
-        return sum(c.num_remembered for c in self.chunks) if self.remembers else 0
+        fed = sum(c.num_remembered for c in self.chunks) if self.remembers else 0
+        return fed if self.num_held is None else self.num_held
 
     @property
     def max_step_len(self) -> int:
@@ -172,8 +183,20 @@ class Feed:
             # The tokenizer has to know which ranks it resamples while the program is built: such steps are runs of one.
             if i == len(self.chunks) or self.resampled or _shape(self.chunks[i]) != _shape(self.chunks[first]):
                 run = jax.tree.map(lambda *a: np.stack(a), *self.chunks[first:i])
-                yield first, dataclasses.replace(run, num_readable=int(filled[i - 1]) if self.remembers else None)
+                readable = min(int(filled[i - 1]), self.max_len) if self.remembers else None
+                yield first, dataclasses.replace(run, num_readable=readable)
                 first = i
+
+
+NO_PLACE = np.iinfo(np.int32).max  # where in a state a token is put that is written over in the same piece
+
+
+def _last_writes(at: np.ndarray) -> np.ndarray:
+    """[n] int32, places in the state that tokens are put at one after the other, but NO_PLACE for all that do not stay."""
+    places, last = np.unique(at[::-1], return_index=True)
+    kept = np.full(len(at), NO_PLACE, np.int32)
+    kept[len(at) - 1 - last] = places
+    return kept
 
 
 _PER_TOKEN = ("source", "place", "target", "step")

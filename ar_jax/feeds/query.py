@@ -16,12 +16,18 @@ def query(order: Order, num_prefix: int) -> Feed:
     """Step k is fed the tokens of step k-1, which are remembered, and one query for each of its own tokens, which is not.
 
     Content never reads a query, for queries are not remembered; a query reads all content up to its own step.
+
+    An adaptive order asks for all tokens that are left in every step, and decides after the answers which of them come next:
+    so the network tells where and what in one (S175, arXiv:2504.17069).
     """
     ranks = groups(order.sizes)
     chunks = []
     for step, now in enumerate(ranks):
         content = ranks[step - 1] if step else np.asarray([prefix_source(p) for p in range(num_prefix)])
         place = content if step else np.full(num_prefix, NOWHERE)
+        if order.adaptive:
+            chunks.append(_left(content, place, step, prefix_steps(num_prefix), int(now[0]), order.length))
+            continue
         chunks.append(
             chunk(
                 source=np.concatenate([content, np.full(len(now), BLANK)]),
@@ -34,6 +40,21 @@ def query(order: Order, num_prefix: int) -> Feed:
             )
         )
     return Feed(tuple(chunks))
+
+
+def _left(content: np.ndarray, place: np.ndarray, step: int, first: np.ndarray, start: int, length: int) -> Chunk:
+    """A step that is fed `content` and asks for every rank from `start` on; the ranks before only pad."""
+    rank, steps = np.arange(length), np.full(len(content), step) if step else first
+    left = np.where(rank >= start, rank, NOWHERE)
+    return chunk(
+        source=np.concatenate([content, np.full(length, BLANK)]),
+        place=np.concatenate([place, rank]),
+        target=np.concatenate([np.full(len(content), NOWHERE), left]),
+        step=np.concatenate([steps, np.full(length, step)]),
+        num_remembered=len(content),
+        asked=len(content) + rank,
+        answers=left,
+    )
 
 
 def grouped_chunk(num_prefix: int, step: jax.Array) -> Chunk:

@@ -62,4 +62,5 @@ SYSTEMS = {
     ),
     "par": Interop("configs/par.py", lazily("par:rules"), lazily("tokenizers:llamagen_vq")),
     "nar": Interop("configs/nar.py", lazily("nar:rules"), lazily("tokenizers:llamagen_vq")),
+    "nar_video": Interop("configs/nar_video.py", lazily("nar:video_rules"), num_classes=101),
 }

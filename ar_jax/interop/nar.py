@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from ar_jax.feeds.protocol import prefix_steps
 from ar_jax.interop import llamagen
 from ar_jax.interop.generators import Outputs, Weights, cross_entropy, greedy, logits_in_order, official_run
-from ar_jax.interop.rules import MATRIX, embedding, join, norm, prefixed
+from ar_jax.interop.rules import MATRIX, embedding, join, norm, prefixed, same
 from ar_jax.kernels.step_attention import visibility
 from ar_jax.system import System
 
@@ -34,6 +35,37 @@ def rules(system: System) -> list[Any]:
             norm("medusa_norm", "decoder/branch_norms_0", bias=False),
             join({"output.weight": width, "medusa_output.weight": width}, "head/logits/kernel", layout=MATRIX),
         ],
+    )
+
+
+def video_rules(system: System) -> list[Any]:
+    """The weights of the network for videos: outputs along the width, the height and time, and learned places of all tokens."""
+    decoder = system.model.generator.decoder
+    ends = np.cumsum([decoder.num_layers, *decoder.branch_layers])
+    places = (1, 1 + system.model.order.length, decoder.embed_dim)
+    outputs = ("norm", "branch_norms_0", "branch_norms_1")
+    return prefixed(
+        "",
+        "generator/",
+        [
+            embedding("tok_embeddings", "value_embed"),
+            llamagen.condition(system),
+            same("abs_pe", "position_embed/embedding", shape=places),
+            llamagen.layers(decoder.num_layers, "decoder/stack"),
+            [
+                llamagen.layers(range(first, last), f"decoder/branches_{number}")
+                for number, (first, last) in enumerate(itertools.pairwise(ends.tolist()))
+            ],
+            [norm(f"norm_{way}", f"decoder/{ours}", bias=False) for way, ours in zip("RDB", outputs, strict=True)],
+            join({f"output_{way}.weight": decoder.embed_dim for way in "RDB"}, "head/logits/kernel", layout=MATRIX),
+        ],
+    )
+
+
+def video_model_config(**size: Any) -> dict[str, Any]:
+    """`config.model` of NAR for videos: nothing is turned, places are learned, two further outputs of a layer each."""
+    return llamagen.model_config(**size, rope_base=0.0) | dict(
+        branch_layers=(1, 1), learned_positions=True, prefix_positions=True
     )
 
 

@@ -35,6 +35,9 @@ class Tokens:
       num_asked: how many these are in each example.
       features: [B or 1, T, F] float32, what is known of the tokens from outside, such as a lexicon's entries; None where no
         model asks.
+      near: the sides of a patch and a number of patches along each axis: tokens that are farther apart do not read one
+        another. None where distance does not matter.
+      at: [1, num_remembered] int32, where in the state each is put; None puts each behind the last.
     """
 
     step: Array
@@ -49,6 +52,8 @@ class Tokens:
     asked: Array | None = None
     num_asked: int | None = struct.field(pytree_node=False, default=None)
     features: Array | None = None
+    near: tuple[tuple[int, ...], tuple[int, ...]] | None = struct.field(pytree_node=False, default=None)
+    at: Array | None = None
 
     def part(self, piece: slice) -> Tokens:
         """The tokens of a piece [start:stop] of the sequence."""
@@ -65,7 +70,8 @@ class Mixer(Protocol):
 
     A mixer is a Linen module of fields `embed_dim`, `dtype`, `param_dtype` and its own; those of the names `position_axes`
     (axes of a position), `grid` (a bound of the coordinates of each), `num_rows` (of the table of all places, see
-    Tokens.row) and `num_prefix` (the first of them, which have no place) are filled in, too. Its state is a pytree of arrays.
+    Tokens.row), `num_prefix` (the first of them, which have no place) and `reads_near` (Tokens.near will be told, which
+    only mixers with this field serve) are filled in, too. Its state is a pytree of arrays.
     """
 
     reads_peers: ClassVar[bool]  # tokens of one step read each other both ways, as masked models need

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,7 @@ class Cache:
       k: [B, K, S, H], heads first: so attention reads it as it lies.
       v: [B, K, S, H].
       step: [B, S] int32.
-      position: [B, S, D] int32, or D = 0 where no bias needs it.
+      position: [B, S, D] int32, or D = 0 where neither a bias nor a distance needs it.
       forgotten: [B, N, S] float32, the cumulated logarithms of the forget gates, or N = 0 without them.
       count: int32 scalar, how many tokens have come.
     """
@@ -46,11 +47,11 @@ class Cache:
     forgotten: Array
     count: Array
 
-    def append(self, new: Cache) -> Cache:
-        """Writes new tokens behind the last, over the oldest ones where the end is reached."""
+    def append(self, new: Cache, at: Array | None = None) -> Cache:
+        """Writes new tokens behind the last, over the oldest ones where the end is reached; or at places [n], if below the end."""
         size, length = self.k.shape[2], new.k.shape[2]
-        skipped = max(length - size, 0)
-        place = (self.count + skipped + jnp.arange(length - skipped)) % size
+        skipped = max(length - size, 0) if at is None else 0
+        place = (self.count + skipped + jnp.arange(length - skipped)) % size if at is None else at
 
         def write(name: str) -> Array:
             old, came, axis = getattr(self, name), getattr(new, name), _TIME[name]
@@ -58,16 +59,22 @@ class Cache:
             came = jax.lax.slice_in_dim(came, skipped, length, axis=axis)
             if length - skipped == 1:  # one piece: the array is updated where it is
                 return jax.lax.dynamic_update_slice_in_dim(old, came, place[0], axis)
-            return old.at[(slice(None),) * axis + (place,)].set(came, unique_indices=True)
+            where = (slice(None),) * axis + (place,)
+            return old.at[where].set(came, unique_indices=at is None, mode=None if at is None else "drop")
 
         return Cache(**{name: write(name) for name in _TIME}, count=self.count + length)
 
     def first(self, count: int) -> Cache:
         """The first so many places."""
+        return self.between(0, count)
+
+    def between(self, start: int, stop: int | None = None) -> Cache:
+        """The places from one to another, or to the end."""
 
         def cut(name: str) -> Array:
             array, axis = getattr(self, name), _TIME[name]
-            return jax.lax.slice_in_dim(array, 0, min(count, array.shape[axis]), axis=axis)
+            size = array.shape[axis]
+            return jax.lax.slice_in_dim(array, start, size if stop is None else min(stop, size), axis=axis)
 
         return Cache(**{name: cut(name) for name in _TIME}, count=self.count)
 
@@ -125,6 +132,7 @@ class Softmax(nn.Module):
     position_axes: int = 0
     num_rows: int = 0
     num_prefix: int = 0
+    reads_near: bool = False
     implementation: str | None = None
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
@@ -183,6 +191,11 @@ class Softmax(nn.Module):
             raise UsageError("config.model.mixer.forget_gate and bias_distance are two biases; set one of them to 0.")
         if self.forget_gate and self.query_peers:
             raise UsageError("config.model.mixer.query_peers needs forget_gate=False: queries have no gates.")
+        if self.reads_near and (self.bias_distance or self.forget_gate or self.window or self.query_peers):
+            raise UsageError(
+                "feed 'nearby' goes with plain softmax attention; leave bias_distance, forget_gate, window and query_peers "
+                "of config.model.mixer out."
+            )
         if self.forget_gate:
             self.forget = nn.Dense(heads, dtype=jnp.float32, param_dtype=self.param_dtype)
 
@@ -193,7 +206,8 @@ class Softmax(nn.Module):
         size = max(min(max_len, self.window * max_step_len) if self.window else max_len, 1)
         size = 1 if self.window == 1 else size  # nothing is read again: a piece holds whole steps
         entries = jnp.zeros((batch_size, shared, size, head_dim), self.dtype)
-        position = jnp.zeros((batch_size, size, self.position_axes if self.bias_distance else 0), jnp.int32)
+        axes = self.position_axes if self.bias_distance or self.reads_near else 0
+        position = jnp.zeros((batch_size, size, axes), jnp.int32)
         # Two arrays, not one twice: a sampler donates its state, and a buffer can be donated only once.
         step, count = jnp.full((batch_size, size), NEVER), jnp.zeros((), jnp.int32)
         forgotten = jnp.zeros((batch_size, self.num_heads * self.forget_gate, size), jnp.float32)
@@ -206,6 +220,8 @@ class Softmax(nn.Module):
         new = self.entries(x, tokens)
         if state is not None and self.forget_gate:  # sums go on from the last one, which is the least
             new = dataclasses.replace(new, forgotten=new.forgotten + state.forgotten.min(axis=2, keepdims=True))
+        if tokens.near is not None:
+            return self._near(x, tokens, new, state)
         if state is None or self.window == 1:
             readable = new
         elif self.window:  # the ring still needs what this piece would overwrite
@@ -225,7 +241,7 @@ class Softmax(nn.Module):
             jnp.swapaxes(k, 1, 2),
             jnp.swapaxes(split_heads(self.value(x), self.dims[1]), 1, 2),
             step,
-            position if self.bias_distance else position[..., :0],
+            position if self.bias_distance or self.reads_near else position[..., :0],
             self._forgotten(x, tokens) if self.forget_gate else jnp.zeros((len(x), 0, n), jnp.float32),
             jnp.zeros((), jnp.int32),
         )
@@ -241,10 +257,11 @@ class Softmax(nn.Module):
 
     def queries(self, x: Array, tokens: Tokens) -> Array:
         """The queries of tokens x [B, T, D], normalised and turned, [B, T, N, H]."""
-        q = self._normed(split_heads(self.query(x), self.num_heads), "query")
-        if self.rope_base:
-            q = self._turned(q, self._places(tokens))
-        return q
+        return self._facing(self._normed(split_heads(self.query(x), self.num_heads), "query"), tokens)
+
+    def _facing(self, q: Array, tokens: Tokens) -> Array:
+        """Queries [B, T, N, H], turned by where they are."""
+        return self._turned(q, self._places(tokens)) if self.rope_base else q
 
     def attend(self, x: Array, tokens: Tokens, readable: Cache) -> Array:
         """What tokens x [B, T, D] read in a cache, [B, T, D]."""
@@ -272,6 +289,49 @@ class Softmax(nn.Module):
         if peers:
             out = self._with_peers(x, q, tokens, *out)
         return self.out(merge_heads(out))
+
+    def _near(self, x: Array, tokens: Tokens, new: Cache, state: Cache | None) -> tuple[Array, Cache | None]:
+        """What tokens x [B, T, D] read of the prefix and of what is near, [B, T, D], and the state after them.
+
+        The prefix stays in the first places of the state, and is read without being turned to: it has no place, so where one
+        reads it from must not matter. A piece of several tokens reads what it writes over, too.
+        """
+        assert tokens.near is not None
+        first, after = self.num_prefix, None
+        prefix, rest = new.first(first), new.between(first)
+        if state is not None:
+            after = state.append(new, None if tokens.at is None else tokens.at[0])
+            prefix, rest = after.first(first), after.between(first, tokens.num_readable)
+            if tokens.at is not None and new.k.shape[2] > 1:
+                rest = _joined(state.between(first), new)
+        q, (sides, reach) = self._normed(split_heads(self.query(x), self.num_heads), "query"), tokens.near
+
+        def patch(position: Array) -> Array:
+            return position[..., : len(sides)] // jnp.asarray(sides, jnp.int32)[None, None]
+
+        placed = jnp.where((rest.position < 0).any(axis=-1), NEVER, rest.step)
+        distance = dict(query_position=patch(tokens.position), key_position=patch(rest.position))
+        parts: list[tuple[Array, Cache, Array, Mapping[str, Any]]] = [(q, prefix, prefix.step, {})]
+        if rest.k.shape[2]:
+            parts += [(self._facing(q, tokens), rest, placed, distance | dict(reach=tuple((n, n) for n in reach)))]
+        outs, lses = zip(
+            *(
+                step_attention(
+                    query,
+                    jnp.swapaxes(cache.k, 1, 2),
+                    jnp.swapaxes(cache.v, 1, 2),
+                    tokens.step,
+                    step,
+                    **bounds,
+                    scale=self._scale,
+                    return_lse=True,
+                    implementation=self.implementation,
+                )
+                for query, cache, step, bounds in parts
+            ),
+            strict=True,
+        )
+        return self.out(merge_heads(merge(jnp.stack(outs), jnp.stack(lses))[0])), after
 
     def _with_peers(self, x: Array, q: Array, tokens: Tokens, out: Array, lse: Array) -> Array:
         """What was read [B, T, N, H], and in the queries also what those of the same step give one another."""

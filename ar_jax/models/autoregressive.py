@@ -107,6 +107,19 @@ class Autoregressive:
             )
         return dataclasses.replace(self, order=order, feed=feed)
 
+    def dealt(self, slots: Array) -> Autoregressive:
+        """The same network on examples that bring their own orders, slots [B, L].
+
+        Raises:
+          UsageError: the order is the same for all examples.
+        """
+        if not self.order.shuffled or slots.shape[-1] != self.order.length:
+            raise UsageError(
+                f"The data bring an order of {slots.shape[-1]} tokens for each example; set config.order.kind='random', and "
+                f"the tokenizer that these {self.order.length} tokens are of."
+            )
+        return dataclasses.replace(self, order=dataclasses.replace(self.order, dealt=slots))
+
     def context(
         self, key: Array | None, batch_size: int, condition: Condition = None, drop_rate: float = 0.0
     ) -> Context:

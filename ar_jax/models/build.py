@@ -24,6 +24,7 @@ def build_generator(
     blank: bool,
     num_transition: int = 0,
     num_merged: int = 1,
+    reads_near: bool = False,
 ) -> Generator:
     """The generator that a config describes.
 
@@ -38,6 +39,7 @@ def build_generator(
       blank: some fed tokens have no value.
       num_transition: see Generator.
       num_merged: see Generator.
+      reads_near: the feed tells who is near; see `ar_jax.mixers.protocol.Mixer`.
 
     Raises:
       UsageError: a key that no part has, or a value that no part takes.
@@ -63,7 +65,7 @@ def build_generator(
     if embedding.direction_modulation and options.adaln == "none":
         raise UsageError("config.model.direction_modulation needs a vector of adaLN; set config.model.adaln='block'.")
     fields = {"position_axes": len(grid), "grid": grid, "num_rows": num_rows} | options.types
-    fields["num_prefix"] = condition.num_tokens
+    fields |= {"num_prefix": condition.num_tokens, "reads_near": reads_near}
     given = {
         "embed_dim": config["embed_dim"],
         "mixers": mixer_pattern(config["mixer"], embed_dim=config["embed_dim"], **fields),

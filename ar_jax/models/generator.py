@@ -321,6 +321,8 @@ class Generator(nn.Module):
             num_readable=chunk.num_readable,
             padded=told.valid is not None,
             segment=None if chunk.segment is None else jnp.atleast_2d(jnp.asarray(chunk.segment)),
+            near=chunk.near,
+            at=None if chunk.at is None else jnp.atleast_2d(jnp.asarray(chunk.at)),
             asked=asked,
             num_asked=None if asked is None else len(chunk.asked),
         )

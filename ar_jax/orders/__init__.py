@@ -6,7 +6,9 @@ from ar_jax.orders.diagonal import diagonal
 from ar_jax.orders.locality import locality
 from ar_jax.orders.nearest import nearest
 from ar_jax.orders.next_scale import next_scale, subsample
+from ar_jax.orders.one_of import one_of
 from ar_jax.orders.parallel_groups import parallel_groups
+from ar_jax.orders.patches import patches
 from ar_jax.orders.random import random
 from ar_jax.orders.raster import column, raster, right_to_left
 from ar_jax.orders.spiral import spiral
@@ -25,4 +27,6 @@ ORDERS = {
     "blocks": blocks,
     "locality": locality,
     "coarse_to_fine": coarse_to_fine,
+    "patches": patches,
+    "one_of": one_of,
 }

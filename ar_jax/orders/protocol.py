@@ -30,6 +30,8 @@ class Order:
         (LO-ARM); the sizes of the steps are kept.
       deal: how a shuffled order deals its slots: (key, which of them come first, [L] bool) to the slots of one example, [L]
         int32 in the order of their generation; None deals them evenly.
+      patch: the sides of the patches that are filled one after the other; () where a place is a patch of its own.
+      dealt: [B, L] int32, the slots of the examples at hand, in the order of their generation; None deals them by a key.
     """
 
     step: np.ndarray
@@ -37,6 +39,8 @@ class Order:
     shuffled: bool = False
     adaptive: bool = False
     deal: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    patch: tuple[int, ...] = ()
+    dealt: jax.Array | None = None
 
     def __post_init__(self) -> None:
         """Refuses steps with a gap: an empty step could not be sampled."""
@@ -69,6 +73,8 @@ class Order:
         Returns:
           [B, L] int32: entry k is the slot that is generated k-th; tokens of one step stand together.
         """
+        if self.dealt is not None:
+            return jnp.asarray(self.dealt, jnp.int32)
         if not self.shuffled:
             first = jnp.asarray(np.argsort(self.step, kind="stable"), jnp.int32)
             return jnp.broadcast_to(first, (batch_size, self.length))
@@ -84,6 +90,11 @@ def shuffled_slots(key: jax.Array, batch_size: int, length: int, first: jax.Arra
     """A permutation of the slots per example, [B, L] int32, with the slots where first [B, L] is true in front."""
     rank = jax.random.uniform(key, (batch_size, length))
     return jnp.argsort(rank if first is None else rank - first, axis=-1).astype(jnp.int32)
+
+
+def in_front(slots: jax.Array, first: jax.Array) -> jax.Array:
+    """Slots [L] in an order, those where first [L] is true in front of the others."""
+    return slots[jnp.argsort(~first[slots], stable=True)]
 
 
 def coordinates(layout: Layout) -> np.ndarray:
@@ -103,21 +114,24 @@ def within(layout: Layout, region: np.ndarray) -> np.ndarray:
     """[L] bool, the slots whose cells lie wholly inside a region of the image: what in- and out-painting are given.
 
     Args:
-      layout: grids of rows and columns, each laid over the whole image; further axes (channels) are taken whole.
-      region: [H, W] bool.
+      layout: grids of rows and columns, each laid over the whole image, and of frames before them; further axes (channels)
+        are taken whole.
+      region: [H, W] bool, or [T, H, W] of a video.
 
     Raises:
       UsageError: a grid without rows and columns, or finer than the region.
     """
     region, masks = np.asarray(region, bool), []
     for grid in layout:
-        if region.ndim != 2 or len(grid) < 2 or grid[0] > region.shape[0] or grid[1] > region.shape[1]:
+        sides, further = grid[: region.ndim], grid[region.ndim :]
+        if region.ndim < 2 or len(sides) != region.ndim or any(s > n for s, n in zip(sides, region.shape, strict=True)):
             raise UsageError(
                 f"A region of shape {region.shape} does not tell which cells of the grid {grid} it covers; give [H, W]."
             )
-        rows, cols = (_bins(side, size) for side, size in zip(grid[:2], region.shape, strict=True))
-        outside = rows @ ~region @ cols.T  # how many pixels of each cell are not in the region
-        masks.append(np.repeat((outside == 0).reshape(-1), int(np.prod(grid[2:]))))
+        outside: np.ndarray = ~region  # of each cell, how many pixels are not in the region
+        for axis, (side, size) in enumerate(zip(sides, region.shape, strict=True)):
+            outside = np.moveaxis(np.tensordot(_bins(side, size), outside, axes=(1, axis)), 0, axis)
+        masks.append(np.repeat((outside == 0).reshape(-1), int(np.prod(further))))
     return np.concatenate(masks)
 
 

@@ -126,11 +126,16 @@ def generate(
         if confidence is not None:
             heat = warm.temperature if warm.confidence_temperature is None else warm.confidence_temperature
             confidence = confidence + heat * source.gumbel("confidence", confidence.shape)
-            surest_first = jnp.argsort(jnp.where(kept, -jnp.inf, -confidence), axis=1, stable=True)
-            slots = jnp.take_along_axis(slots, surest_first, axis=1)
+            slots = surest_first(slots, confidence, kept)
         return values, slots, state
 
     return model.finished(walk(feed, body, (values, context.slots, state))[0])
+
+
+def surest_first(slots: Array, confidence: Array, kept: Array) -> Array:
+    """Slots [B, L] in a new order: those that are kept [B, L] as they stand, then the others, the surest of them first."""
+    order = jnp.argsort(jnp.where(kept, -jnp.inf, -confidence), axis=1, stable=True)
+    return jnp.take_along_axis(slots, order, axis=1)
 
 
 def both_branches(context: Context) -> Context:

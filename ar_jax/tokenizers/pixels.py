@@ -20,7 +20,7 @@ class Pixels:
     """Each channel of each pixel is a token of `levels` values that lie evenly on [-1, 1]; exact if the data has as many.
 
     Attributes:
-      shape: (H, W, C) of the images.
+      shape: (H, W, C) of the images, or (T, H, W, C) of videos.
       data_levels: grey levels of the data.
       levels: grey levels of the tokens; 0 takes the data's.
       depth: each value is written with so many digits, a token each, the greatest first: the smallest base that has room for
@@ -33,19 +33,24 @@ class Pixels:
     depth: int = 1
 
     channels = 0
-    data_key = "image"
 
     def __post_init__(self) -> None:
         """Checks the options before anything is traced."""
-        if len(self.shape) != 3:
+        if len(self.shape) not in (3, 4):
             raise UsageError(
-                f"tokenizer 'pixels' takes images [H, W, C], but the data has shape {self.shape}; use tokenizer 'bytes' for text."
+                f"tokenizer 'pixels' takes images [H, W, C] or videos [T, H, W, C], but the data has shape {self.shape}; "
+                "use tokenizer 'bytes' for text."
             )
         if self.num_levels < 2 or self.depth < 1:
             raise UsageError(
                 f"config.tokenizer.levels={self.levels} must be at least 2, or 0 for the data's {self.data_levels}, "
                 f"and depth={self.depth} at least 1."
             )
+
+    @property
+    def data_key(self) -> str:
+        """See Tokenizer."""
+        return "video" if len(self.shape) == 4 else "image"
 
     @property
     def num_levels(self) -> int:
@@ -59,8 +64,8 @@ class Pixels:
 
     @property
     def layout(self) -> Layout:
-        """One grid of rows and columns, of channels where there are several, and of digits where there are several."""
-        return ((*(self.shape if self.shape[-1] > 1 else self.shape[:2]), *((self.depth,) * (self.depth > 1))),)
+        """One grid: of frames, rows and columns, of channels where there are several, and of digits where there are several."""
+        return ((*(self.shape if self.shape[-1] > 1 else self.shape[:-1]), *((self.depth,) * (self.depth > 1))),)
 
     @property
     def num_dims(self) -> int:
@@ -72,12 +77,12 @@ class Pixels:
         return {}
 
     def encode(self, params: Params, data: Array, key: Array | None = None) -> Array:
-        """[B, H, W, C] in [-1, 1] to [B, H W C depth]."""
+        """[B, H, W, C] in [-1, 1] to [B, H W C depth], and videos likewise."""
         values = quantize(data.reshape(len(data), -1), self.num_levels)
         return (values[..., None] // self._places[None, None] % self.vocab_size).reshape(len(data), -1)
 
     def decode(self, params: Params, tokens: Array) -> Array:
-        """[B, H W C depth] to [B, H, W, C] in [-1, 1]."""
+        """[B, H W C depth] to [B, H, W, C] in [-1, 1], and videos likewise."""
         values = (tokens.reshape(len(tokens), -1, self.depth) * self._places[None, None]).sum(axis=2)
         return dequantize(jnp.minimum(values, self.num_levels - 1), self.num_levels).reshape(-1, *self.shape)
 

@@ -33,7 +33,7 @@ class Tokenizer(Protocol):
     channels: int  # 0 for discrete tokens
     layout: Layout  # the grids that the tokens fill, in this order: one, or one per scale from coarse to fine
     num_dims: int  # numbers in one example of the data, for bits per dimension
-    data_key: str  # the name of the data in a batch: "image" or "text"
+    data_key: str  # the name of the data in a batch: "image", "video" or "text"
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters."""

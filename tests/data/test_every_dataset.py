@@ -97,6 +97,15 @@ def make_token_shards(folder, vocab_size=70000, shape=(6,), dtype="int32"):
     return dict(kind="token_shards", path=str(folder / "shards"))
 
 
+def make_crops(folder):
+    """A moving picture of six frames: four to learn from, two held out."""
+    from PIL import Image
+
+    frames = [Image.fromarray(RANDOM.integers(0, 256, (9, 13, 3), np.uint8)) for _ in range(6)]
+    frames[0].save(folder / "a.png", save_all=True, append_images=frames[1:])
+    return dict(kind="crops", path=[str(folder / "a.png")], num_frames=2, height=4, width=3, test_fraction=0.3)
+
+
 MAKERS = {
     "digits": lambda folder: dict(kind="digits"),
     "idx": make_idx,
@@ -106,6 +115,8 @@ MAKERS = {
     "token_shards": make_token_shards,
     "addition": lambda folder: dict(kind="addition", num_digits=3, num_train=40, num_test=12),
     "molecules": lambda folder: dict(kind="molecules", max_atoms=5, limit=150),
+    "moving_digits": lambda folder: dict(kind="moving_digits", num_frames=3, side=9),
+    "crops": make_crops,
 }
 FACTS = {  # train and test examples, shape, levels, classes
     "digits": (1437, 360, (8, 8, 1), 17, 10),
@@ -116,6 +127,8 @@ FACTS = {  # train and test examples, shape, levels, classes
     "token_shards": (9, 5, (8, 8, 1), 17, 2),  # of the images that the tokens were
     "addition": (40, 12, (4, 3, 1), 10, 0),
     "molecules": (135, 15, (5, 5, 1), 7, 0),
+    "moving_digits": (1437, 360, (3, 9, 9, 1), 17, 10),
+    "crops": (2 * 2 * 4, 2 * 4, (2, 4, 3, 1), 256, 1),
 }
 
 
@@ -146,17 +159,18 @@ def test_examples_have_the_promised_types_and_ranges(made):
                 assert example.keys() == {"tokens", "label"}
                 assert example["tokens"].shape == (6,) and example["tokens"].dtype == np.int32
             else:
-                assert example.keys() == {"image", "label"}
-                assert example["image"].shape == data.shape and example["image"].dtype == np.float32
-                assert -1 <= example["image"].min() and example["image"].max() <= 1
+                assert example.keys() == {data.modality, "label"}
+                shown = example[data.modality]
+                assert shown.shape == data.shape and shown.dtype == np.float32
+                assert -1 <= shown.min() and shown.max() <= 1
             assert example["label"].shape == () and example["label"].dtype == np.int32
             assert 0 <= example["label"] < max(data.num_classes, 1)
 
 
 def test_pixels_lie_on_the_levels(made):
     _, data = made
-    if "image" in data.train[0]:
-        images = data.train.take(np.arange(len(data.train)))["image"]
+    if data.modality in ("image", "video") and data.modality in data.train[0]:
+        images = data.train.take(np.arange(len(data.train)))[data.modality]
         levels = (images + 1) / 2 * (data.levels - 1)
         np.testing.assert_allclose(levels, np.round(levels), atol=1e-4)  # float32 around 255
         assert np.ptp(np.round(levels)) > 0
@@ -293,6 +307,12 @@ def damage_token_shards(pattern, change):
     return make
 
 
+def damage_crops(folder):
+    options = make_crops(folder)
+    truncate(folder / "a.png", 0.9)
+    return options
+
+
 def empty_tfds(folder):
     return dict(kind="tfds", builder="mnist", data_dir=str(folder))
 
@@ -357,6 +377,13 @@ BAD = {  # name: (what is wrong, what the sentence says)
     "tfds label not label": (altered(make_tfds, label_key="image"), "is no class label"),
     "tfds sizes differ": (altered(make_tfds, image_size=0), "set config.data.image_size"),
     "tfds truncated": (damage_tfds, "is not readable"),
+    "digits that stay in no canvas": (lambda _: dict(kind="moving_digits", side=7), "side=7 at least 8"),
+    "crops missing": (lambda folder: dict(kind="crops", path=str(folder / "no.png")), "does not exist"),
+    "crops of text": (file("crops", "path", b"hello"), "is no picture"),
+    "crops cut": (damage_crops, "cannot be read"),
+    "crops too large": (altered(make_crops, height=10), "fill no box of (2, 10, 3)"),
+    "crops of no pixels": (lambda _: dict(kind="crops", width=0), "width=0 must be at least 1"),
+    "crops held out": (lambda _: dict(kind="crops", test_fraction=1.0), "must lie between 0 and 1"),
     "tokens missing": (lambda folder: dict(kind="token_shards", path=str(folder / "no")), "python -m ar_jax.tokenize"),
     "tokens no folder of tokens": (lambda folder: dict(kind="token_shards", path=str(folder)), "has no tokens.json"),
     "tokens facts cut": (damage_token_shards("tokens.json", truncate), "tokens.json cannot be read"),
@@ -389,8 +416,9 @@ def shared_data():
         (dict(kind="npz"), ("path", "cifar10/cifar10_first4000_first1000.npz"), (4000, 1000, (32, 32, 3), 10)),
         (dict(kind="npz"), ("path", "medmnist/pneumoniamnist.npz"), (4708, 624, (28, 28, 1), 2)),
         (dict(kind="text", length=256), ("path", "tiny_shakespeare/input.txt"), (3921, 435, (256,), 0)),
+        (dict(kind="crops", height=64, width=96), ("path", "kodak/kodim01.png"), (48, 8, (64, 96, 1), 1)),
     ],
-    ids=["mnist", "cifar10", "medmnist", "shakespeare"],
+    ids=["mnist", "cifar10", "medmnist", "shakespeare", "kodak"],
 )
 def test_known_files_are_read(options, place, facts):
     if not (shared_data() / place[1]).exists():

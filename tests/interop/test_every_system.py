@@ -37,6 +37,7 @@ CASES = [
     ("par", "xl_4x"),
     ("nar", "b"),
     ("nar", "t2i_xl"),
+    ("nar_video", "l"),
     ("aim", "b"),
     ("aim", "l"),
     ("maskgit", "titok_l_32"),
@@ -65,6 +66,8 @@ def small(name: str, variant: str) -> System:
         config.tokenizer.pixel_decoder = dict(
             num_proxies=8, proxy_channels=8, hidden_channels=32, channel_multipliers=(1, 1, 1)
         )
+    elif name == "nar_video":
+        config.tokenizer.grids = ((2, 3, 3),)
     else:
         config.tokenizer.update(TINY)
     if name in ("var", "mvar"):

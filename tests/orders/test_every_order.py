@@ -19,7 +19,7 @@ from ar_jax.orders.random import SIZES, cosine_sizes, uniform_sizes
 PYRAMID: Layout = ((1, 1), (2, 2), (4, 4))
 ON_PYRAMIDS = ("raster", "random", "next_scale")
 KINDS = {
-    name: {k: v for k, v in row.items() if k not in ("start", "regions", "num_steps")}
+    name: {k: v for k, v in row.items() if k not in ("start", "regions", "num_steps", "patch")}
     for name, row in cases.ORDERS.items()
 }  # options that fit any grid
 
@@ -51,6 +51,8 @@ def test_every_order_is_a_partition_of_any_grid_into_steps(name: str, grid: list
             make(layout, **options)
     elif name == "parallel_groups":
         check(make(layout, **options, regions=tuple(n if n < 4 else 1 + (n == 4) for n in grid)), layout)
+    elif name == "patches":
+        check(make(layout, **options, patch=tuple(n if n < 4 else 1 + (n == 4) for n in grid)), layout)
     elif name in ("random, in sets", "locality"):
         check(make(layout, **options, num_steps=1 + int(np.prod(grid)) // 3), layout)
     else:
@@ -105,6 +107,11 @@ HAND = [
     ({"kind": "blocks"}, (2, 1, 2), "00 11"),
     ({"kind": "blocks", "block": 2}, (4, 4), "0011 0011 2233 2233"),
     ({"kind": "blocks", "block": (1, 2)}, (2, 4), "0011 2233"),
+    ({"kind": "patches", "patch": 2}, (2, 4), "0145 2367"),
+    ({"kind": "patches", "patch": 2, "flip": (1,)}, (2, 4), "4501 6723"),
+    ({"kind": "patches", "patch": 2, "inside": {"kind": "column"}}, (4, 2), "02 13 46 57"),
+    ({"kind": "patches", "patch": (1, 2), "over": {"kind": "nearest"}}, (2, 4), "0123 2345"),
+    ({"kind": "patches", "patch": (1, 2, 1), "over": {"kind": "right_to_left"}}, (2, 2, 2), "20 31 64 75"),
 ]
 
 
@@ -116,7 +123,7 @@ def test_steps_are_the_ones_written_by_hand(options: dict[str, Any], grid: tuple
 
 
 def test_every_kind_has_steps_written_by_hand() -> None:
-    assert {options["kind"] for options, _, _ in HAND} == set(ORDERS) - {"random", "next_scale", "locality"}
+    assert {options["kind"] for options, _, _ in HAND} == set(ORDERS) - {"random", "next_scale", "locality", "one_of"}
 
 
 def test_next_scale_takes_each_grid_of_a_pyramid_in_one_step() -> None:
@@ -166,6 +173,23 @@ def test_a_locality_order_takes_what_is_near_the_known_and_far_from_its_own_step
                     assert least[free == own[rank]] == least.max()
 
 
+def test_one_of_several_orders_is_dealt_to_each_example() -> None:
+    """All of them, equally often; given slots come first, and what is shuffled is shuffled."""
+    orders = [{"kind": "raster"}, {"kind": "column"}, {"kind": "patches", "patch": 2, "over": {"kind": "random"}}]
+    order = make(((4, 4),), kind="one_of", orders=orders)
+    slots = np.asarray(order.slots(jax.random.key(0), 900))
+    raster, column = (np.asarray(make(((4, 4),), **o).slots(None, 1)) for o in orders[:2])
+    share = [(slots == fixed).all(axis=1).mean() for fixed in (raster, column)]
+    np.testing.assert_allclose(share, 1 / 3, atol=0.06)  # four deviations
+    patch = (order.position // 2) @ [2, 1]
+    of_patches = slots[~(slots == raster).all(axis=1) & ~(slots == column).all(axis=1)]
+    assert (np.ptp(patch[of_patches].reshape(-1, 4, 4), axis=2) == 0).all()
+    assert len(np.unique(patch[of_patches][:, ::4], axis=0)) == 24
+    first = jax.numpy.zeros((900, 16), bool).at[:, 5].set(True)
+    led = np.asarray(order.slots(jax.random.key(0), 900, first))
+    assert (led[:, 0] == 5).all() and (np.sort(led, axis=1) == np.arange(16)).all()
+
+
 def test_a_locality_order_goes_on_from_what_is_given() -> None:
     order = make(((4, 4),), kind="locality", num_steps=6)
     first = np.zeros((1, 16), bool)
@@ -211,6 +235,12 @@ def test_random_sets_use_all_tokens_and_leave_no_step_empty(length: int, num_ste
         (((4, 4),), {"kind": "random", "num_steps": 0}, "between 1 and"),
         (((4, 4),), {"kind": "random", "num_steps": 2, "sizes": "cosin"}, "cosin"),
         (((4, 4),), {"kind": "random", "sizes": (1, 2, 3)}, "whose sum is the number of tokens, 16"),
+        (((4, 4),), {"kind": "patches", "patch": 3}, "must divide the grid"),
+        (((4, 4),), {"kind": "patches", "patch": 2, "flip": (2,)}, "must name axes"),
+        (((4, 4),), {"kind": "patches", "patch": 2, "inside": {"kind": "random"}}, "that is not shuffled"),
+        (((4, 4),), {"kind": "patches", "patch": 2, "over": {"kind": "spyral"}}, "Did you mean 'spiral'"),
+        (((4, 4),), {"kind": "one_of", "orders": ({"kind": "raster"}, {"kind": "nearest"})}, "take 16, 7 steps"),
+        (((4, 4),), {"kind": "one_of", "orders": ()}, "take no steps"),
         (((4, 4),), {"kind": "next_scale"}, "several scales"),
         (((4, 4),), {"kind": "rastr"}, "Did you mean 'raster'"),
         (((4, 4),), {"kind": "spiral", "outwards": True}, "Did you mean 'outward'"),
