@@ -14,7 +14,9 @@ import dataclasses
 import json
 import math
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -111,11 +113,11 @@ def plan_training(config: Any, facts: Any, chip: Chip, devices: Sequence[Any]) -
     program = _program(system, config, devices)
     batch_size = program.train.batch_size
     batch = batch_shapes(system, batch_size)
-    compiled = _compiled(lambda: program.compile(batch))
+    compiled, text = _compiled(lambda options: program.compile(batch, options))
 
     count = program.model_flops(batch)
     remat = str(dict(config.model).get("remat", "none"))
-    return _plan(compiled, program.mesh, chip, batch_size, remat, count)
+    return _plan(compiled, text, program.mesh, chip, batch_size, remat, count)
 
 
 def plan_sampling(config: Any, facts: Any, chip: Chip, devices: Sequence[Any], batch_size: int) -> Plan:
@@ -136,8 +138,8 @@ def plan_sampling(config: Any, facts: Any, chip: Chip, devices: Sequence[Any], b
     )
     with jax.set_mesh(mesh):
         lowered = jax.jit(draw, out_shardings=rows).lower(program.shapes.params, labels, drop, drawing)
-        compiled = _compiled(lowered.compile)
-    return _plan(compiled, mesh, chip, batch_size, "none", None)
+        compiled, text = _compiled(lowered.compile)
+    return _plan(compiled, text, mesh, chip, batch_size, "none", None)
 
 
 def fits(config: Any, facts: Any, chip: Chip, devices: Sequence[Any]) -> list[Plan]:
@@ -162,17 +164,23 @@ def fits(config: Any, facts: Any, chip: Chip, devices: Sequence[Any]) -> list[Pl
     return sorted(found, key=lambda plan: (not plan.fits, plan.bound_seconds / plan.batch_size))
 
 
-def _compiled(compile_it: Callable[[], Any]) -> Any:
-    """The program; UsageError where the compiler sees that it has no room."""
-    try:
-        return compile_it()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        said = str(error).splitlines()[0].partition("RESOURCE_EXHAUSTED: ")[2]
-        raise UsageError(
-            f"It does not fit: {said} Use a smaller --batch, more chips, or another --mesh; --fit looks for them."
-        ) from error
+def _compiled(compile_it: Callable[[dict[str, str | bool]], Any]) -> tuple[Any, str]:
+    """The program and its text; UsageError where the compiler sees that it has no room."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            compiled = compile_it({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            said = str(error).splitlines()[0].partition("RESOURCE_EXHAUSTED: ")[2]
+            raise UsageError(
+                f"It does not fit: {said} Use a smaller --batch, more chips, or another --mesh; --fit looks for them."
+            ) from error
+        try:
+            return compiled, compiled.as_text()
+        except jax.errors.JaxRuntimeError:  # seen on v5p and v6e: the runtime cannot read back what its compiler wrote
+            files = Path(folder).glob("*.after_codegen.txt")
+            return compiled, max(files, key=lambda file: file.stat().st_size).read_text()
 
 
 def parameters(config: Any, facts: Any, devices: Sequence[Any] | None = None) -> list[tuple[str, list[int], str, int]]:
@@ -207,7 +215,7 @@ def _program(system: Any, config: Any, devices: Sequence[Any] | None) -> Any:
     return make_program(system, config, make_mesh(axes, devices))
 
 
-def _plan(compiled: Any, mesh: Any, chip: Chip, batch_size: int, remat: str, count: int | None) -> Plan:
+def _plan(compiled: Any, text: str, mesh: Any, chip: Chip, batch_size: int, remat: str, count: int | None) -> Plan:
     analysis = compiled.memory_analysis()
     outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes  # donated arguments are written in place
     memory = {
@@ -217,15 +225,6 @@ def _plan(compiled: Any, mesh: Any, chip: Chip, batch_size: int, remat: str, cou
         "program": analysis.generated_code_size_in_bytes,
     }
     memory["total"] = sum(memory.values())
-    warnings = []
-    try:
-        text = compiled.as_text()
-    except jax.errors.JaxRuntimeError as error:  # seen on v6e: the runtime cannot read back what its compiler wrote
-        text = ""
-        warnings.append(
-            f"The compiled program has no text ({str(error).splitlines()[0][:100]}), so the compiler's estimate and the "
-            "collectives are not known, and no time includes them."
-        )
     program = Program(text)
     sizes = {name: int(size) for name, size in mesh.shape.items()}
     collectives = program.collectives(sizes)
@@ -240,7 +239,7 @@ def _plan(compiled: Any, mesh: Any, chip: Chip, batch_size: int, remat: str, cou
         compiler_seconds=program.cycles() / chip.clock,
         collective_seconds=sum(row.bytes for row in collectives) / chip.links,
         collectives=collectives,
-        warnings=warnings + _replicated(program, mesh, batch_size),
+        warnings=_replicated(program, mesh, batch_size),
     )
 
 

@@ -166,8 +166,8 @@ class Program:
                 )
         return put_batch(batch, batch_sharding(self.mesh))
 
-    def compile(self, batch: Batch) -> Any:
-        """The compiled step for batches of this shape."""
+    def compile(self, batch: Batch, compiler_options: Mapping[str, Any] | None = None) -> Any:
+        """The compiled step for batches of this shape; see `compile_step`."""
         step = make_train_step(
             self.task,
             self.optimizer,
@@ -178,7 +178,7 @@ class Program:
             ema_decay=self.train.ema_decay,
         )
         shardings = _shardings(self.shapes), batch_sharding(self.mesh), replicated(self.mesh)
-        return compile_step(step, self.shapes, batch, *shardings)
+        return compile_step(step, self.shapes, batch, *shardings, compiler_options)
 
     def model_flops(self, batch: Batch) -> int | None:
         """FLOPs of a step on batches of this shape: three times those of the loss, as far as the jaxpr tells them."""

@@ -83,6 +83,7 @@ def compile_step(
     state_sharding: Any,
     batch_sharding: NamedSharding,
     scalar_sharding: NamedSharding,
+    compiler_options: Mapping[str, Any] | None = None,
 ) -> Any:
     """Compiles a step for these shapes, once and for all: another shape raises instead of compiling again.
 
@@ -93,6 +94,7 @@ def compile_step(
       state_sharding: sharding of every leaf of the state, going in and coming out.
       batch_sharding: of the batch's arrays.
       scalar_sharding: of the metrics.
+      compiler_options: further ones of XLA, by name.
 
     Returns: the compiled step, a `jax.stages.Compiled`.
     """
@@ -103,7 +105,8 @@ def compile_step(
     assert isinstance(batch_sharding.mesh, Mesh)
     with jax.set_mesh(batch_sharding.mesh):  # kernels cut their arrays over its devices themselves
         lowered = jitted.lower(state, batch)
-    return lowered.compile({"xla_gpu_deterministic_ops": True} if on_gpu else None)
+    options = dict(compiler_options or {}) | ({"xla_gpu_deterministic_ops": True} if on_gpu else {})
+    return lowered.compile(options or None)
 
 
 def _loss_and_gradients(
