@@ -1,9 +1,10 @@
 """Kills runs at random moments, and sees what is left: python benchmarks/faults.py [--kills 24 16 12] [--out docs].
 
 Runs of the digits config on four CPU devices, in 1, 2 and 4 processes, are killed again and again: a trainer at any moment, a
-trainer while it writes a checkpoint, a process that prepares its data, or politely, by SIGTERM to one process. After each the
-other processes have to end by themselves, and the same command has to go on. A run that reaches its end has to have the
-parameters of one that was never disturbed, to the bit. Writes reliability.md. Some twenty minutes on two cores.
+trainer while it writes a checkpoint, a process that prepares its data, politely, by SIGTERM to one process, or one of several
+is stopped for good. After each the other processes have to end by themselves, and the same command has to go on. A run that
+reaches its end has to have the parameters of one that was never disturbed, to the bit. Writes reliability.md. Some twenty
+minutes on two cores.
 """
 
 from __future__ import annotations
@@ -42,12 +43,19 @@ RUN = (
     "--config.data.num_workers=1",
     "--config.train.stuck_seconds=60",
 )
-KINDS = ("trainer", "writer", "data", "SIGTERM")
+KINDS = {
+    "trainer": 6,
+    "writer": 6,
+    "data": 4,
+    "SIGTERM": 4,
+    "stuck": 1,
+}  # of so many parts; only of several one is stuck
 WORDS = {
     "trainer": "a trainer",
     "writer": "a trainer writing a checkpoint",
     "data": "a data process",
     "SIGTERM": "SIGTERM",
+    "stuck": "a trainer stopped for good",
 }
 COLUMNS = (
     "runs that came to their end",
@@ -136,16 +144,19 @@ def strike(kind: str, workdir: Path, processes: list[subprocess.Popen[bytes]], r
         target = rng.choice(found)
     if any(p.poll() is not None for p in processes):
         return False
-    os.kill(target, signal.SIGTERM if kind == "SIGTERM" else signal.SIGKILL)
+    os.kill(target, {"SIGTERM": signal.SIGTERM, "stuck": signal.SIGSTOP}.get(kind, signal.SIGKILL))
+    if kind == "stuck":  # it stays as it is until the others have ended, or have not
+        ended([process for process in processes if process is not victim])
+        victim.kill()
     return True
 
 
-def ended(processes: list[subprocess.Popen[bytes]]) -> float:
-    """Seconds until all processes had ended; infinite where one of them hung, which is then killed."""
+def ended(processes: list[subprocess.Popen[bytes]], most: float = MOST_SECONDS) -> float:
+    """Seconds until all processes had ended; infinite where one of them hung longer than `most`, and all are then killed."""
     begin = time.monotonic()
     for process in processes:
         try:
-            process.wait(max(0.1, begin + MOST_SECONDS - time.monotonic()))
+            process.wait(None if most == float("inf") else max(0.1, begin + most - time.monotonic()))
         except subprocess.TimeoutExpired:
             for one in processes:
                 one.kill()
@@ -172,10 +183,11 @@ def campaign(
         workdir, done = folder / f"{count}-{finished}", False
         while not done:
             noted, processes = steps_noted(workdir), start(workdir, count)
-            kind = rng.choice(KINDS)
+            kinds = {kind: weight for kind, weight in KINDS.items() if count > 1 or kind != "stuck"}
+            (kind,) = rng.choices(list(kinds), list(kinds.values()))
             hit = sum(struck.values()) < kills and strike(kind, workdir, processes, rng)
-            seconds = max(seconds, ended(processes)) if hit else seconds
             if hit:
+                seconds = max(seconds, ended(processes))
                 struck[kind] += 1
                 said = "".join(output(workdir, i).read_text(errors="replace") for i in range(count))
                 # Of several processes those that were not killed have to say why they end.
@@ -183,7 +195,7 @@ def campaign(
                     r"error|Error|SIGTERM", said
                 )
             else:
-                ended(processes)
+                ended(processes, float("inf"))
             if (again := resumed_after(workdir)) is not None:
                 lost = max(lost, noted - again)
             done = all(process.returncode == 0 for process in processes)
@@ -229,7 +241,7 @@ def main() -> None:
     rng, rows = random.Random(arguments.seed), []
     with tempfile.TemporaryDirectory() as folder:
         processes = start(Path(folder) / "undisturbed", 1)
-        ended(processes)
+        ended(processes, float("inf"))
         undisturbed = parameters(Path(folder) / "undisturbed")
         for count, kills in zip((1, 2, 4), arguments.kills, strict=True):
             rows.append(campaign(Path(folder), count, kills, rng, undisturbed))

@@ -8,8 +8,6 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compiling takes longer than running here: without XLA's newer emitters of fused loops it takes a third of the time.
 FLAGS = "--xla_force_host_platform_device_count=4 --xla_cpu_use_fusion_emitters=false"
-# Devices that are threads of a busy machine may begin two collectives in different orders, and then wait for each other.
-FLAGS += " --xla_cpu_enable_concurrency_optimized_scheduler=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 
 import jax  # noqa: E402  (the flags above count only before the first import)

@@ -15,6 +15,13 @@ from ar_jax.training.protocol import Batch, Metrics, Params, Task
 from ar_jax.training.schedules import Schedule
 from ar_jax.training.state import TrainState, step_key, to_float32
 
+COMPILER_OPTIONS: dict[str, dict[str, Any]] = {
+    # The fastest reductions add in no fixed order; a run must be repeatable to the bit.
+    "gpu": {"xla_gpu_deterministic_ops": True},
+    # Devices that are threads of a busy machine may begin two collectives in different orders, and then wait for each other.
+    "cpu": {"xla_cpu_enable_concurrency_optimized_scheduler": False},
+}
+
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
@@ -100,12 +107,11 @@ def compile_step(
     """
     inputs, outputs = (state_sharding, batch_sharding), (state_sharding, scalar_sharding)
     jitted = jax.jit(train_step, donate_argnums=0, in_shardings=inputs, out_shardings=outputs)
-    # On GPUs the fastest reductions add in no fixed order; a run must be repeatable to the bit.
-    on_gpu = batch_sharding.mesh.devices.flat[0].platform == "gpu"
     assert isinstance(batch_sharding.mesh, Mesh)
+    platform = batch_sharding.mesh.devices.flat[0].platform
     with jax.set_mesh(batch_sharding.mesh):  # kernels cut their arrays over its devices themselves
         lowered = jitted.lower(state, batch)
-    options = dict(compiler_options or {}) | ({"xla_gpu_deterministic_ops": True} if on_gpu else {})
+    options = COMPILER_OPTIONS.get(platform, {}) | dict(compiler_options or {})
     return lowered.compile(options or None)
 
 

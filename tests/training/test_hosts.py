@@ -17,6 +17,7 @@ import ar_jax
 from ar_jax.config import UsageError
 from ar_jax.training import hosts
 from ar_jax.training.paths import named_leaves
+from ar_jax.training.termination import EXIT_CODE
 
 ROOT = Path(__file__).parents[2]
 RUN = ["--config=configs/digits.py:smoke", "--config.checkpoint.every_steps=10", "--config.train.num_steps=60"]
@@ -79,6 +80,12 @@ def finish(processes: list[subprocess.Popen[str]]) -> None:
         assert process.returncode == 0, errors[-2000:]
 
 
+def until_step_20(workdir: Path, processes: list[subprocess.Popen[str]]) -> None:
+    while not (workdir / "checkpoints" / "20").is_dir():
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.1)
+
+
 def parameters(workdir: Path) -> dict[str, np.ndarray]:
     run = ar_jax.load(workdir)
     assert run.step == 60
@@ -90,9 +97,7 @@ def test_two_processes_are_one_run_and_when_one_is_killed_the_other_ends_and_one
     finish(start(tmp_path / "one", 1))
     finish(start(tmp_path / "two", 2))
     killed = start(tmp_path / "killed", 2)
-    while not (tmp_path / "killed" / "checkpoints" / "20").is_dir():
-        assert all(process.poll() is None for process in killed)
-        time.sleep(0.1)
+    until_step_20(tmp_path / "killed", killed)
     killed[1].send_signal(signal.SIGKILL)
     killed[1].communicate()
     _, errors = killed[0].communicate(timeout=3 * hosts.TIMEOUT)
@@ -102,3 +107,14 @@ def test_two_processes_are_one_run_and_when_one_is_killed_the_other_ends_and_one
     for name in ("two", "killed"):
         for leaf, values in parameters(tmp_path / name).items():
             np.testing.assert_array_equal(values, alone[leaf], err_msg=f"{name}: {leaf}")
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_process_saves_one_step_in_all_and_ends_all(tmp_path) -> None:
+    told = start(tmp_path, 2)
+    until_step_20(tmp_path, told)
+    told[1].send_signal(signal.SIGTERM)
+    errors = [process.communicate(timeout=300)[1] for process in told]
+    assert [process.returncode for process in told] == [EXIT_CODE] * 2, errors
+    saved = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
+    assert all(f"SIGTERM: saved step {saved} of 60" in error for error in errors)
