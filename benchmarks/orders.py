@@ -1,15 +1,21 @@
-"""One backbone, one budget, every order, on the digits: python benchmarks/orders.py [--steps 200] [--out docs].
+"""One backbone, one tokenizer, one budget, every order: python benchmarks/orders.py [--data mnist cifar10] [--seeds 3].
 
-Trains the same small decoder with each order (same parameters up to a few embeddings, same training images), and writes
-orders_measured.md, a table of held-out bits, network evaluations and seconds per image, and orders_measured.png, a row of
-samples and one growing sample per order. Likelihoods of orders that keep the image's tokens are exact; a shuffled
-order's is the mean over one drawn permutation per image; the pyramid's is an upper bound. Times are medians of five
-rounds, taken in turn at the end.
+On each data set a VQ tokenizer of 8 x 8 codes is trained, and one of scales of 1, 2, 4 and 8 with the same encoder and decoder
+for "next scale"; and a classifier, whose features compare samples. Then the same decoder is trained with each order (same
+parameters up to a few embeddings, same images, same number of steps), by each seed. Writes orders_DATA.md, a table of means
+and spreads, and orders_DATA.png, a row of samples and one growing sample per order.
+
+Likelihoods of orders that keep the image's tokens are exact; a shuffled order's is the mean over one drawn permutation per
+image. "digits" needs no tokenizer: a token is a pixel, and next scale's likelihood a bound. A row is kept in .cache/orders as
+soon as it is measured: a run that was interrupted goes on there. --fresh measures all anew. Hours on two cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
+import os
 import statistics
 import sys
 import time
@@ -24,11 +30,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ar_jax import run  # noqa: E402
 from ar_jax.evaluation import pictures, report  # noqa: E402
+from ar_jax.evaluation.classifier import train_classifier  # noqa: E402
 from ar_jax.run import Run  # noqa: E402
 from configs import digits  # noqa: E402
+from configs.tokenizers import vqgan  # noqa: E402
 
-PYRAMID = {"tokenizer": {"kind": "pixel_pyramid", "sides": (1, 2, 4, 8)}}
-SETTINGS: dict[str, dict[str, Any]] = {
+ROOT = Path(__file__).parents[1]
+KEPT = ROOT / ".cache" / "orders"
+SHARED = Path(os.environ.get("AR_JAX_DATA", ROOT.parent / "shared" / "data"))
+SCALES = "next scale"
+ORDERS: dict[str, dict[str, Any]] = {
     "raster": {},
     "column": {"order": {"kind": "column"}},
     "right to left": {"order": {"kind": "right_to_left"}},
@@ -42,38 +53,102 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "subsample": {"order": {"kind": "subsample"}},
     "parallel groups": {"order": {"kind": "parallel_groups"}},
     "blocks (rows)": {"order": {"kind": "blocks"}},
-    "next scale": {"order": {"kind": "next_scale"}} | PYRAMID,
+    "patches of 4 x 4, spiral": {"order": {"kind": "patches", "over": {"kind": "spiral"}}},
+    "locality, 16 steps": {"order": {"kind": "locality", "num_steps": 16}},
+    SCALES: {"order": {"kind": "next_scale"}},
     "random in 8 sets, masked": {"order": {"kind": "random", "num_steps": 8}, "objective": {"kind": "masked"}},
 }
-EXACT = {"random": "mean over orders", "random in 8 sets, masked": "mean over orders", "next scale": "upper bound"}
+SHUFFLED = ("random", "locality, 16 steps", "random in 8 sets, masked")
+COLUMNS = {  # metric: heading, digits behind the point
+    "bits": ("held-out bits", 3),
+    "FID": ("FID", 2),
+    "spatial_FID": ("spatial FID", 2),
+    "class_accuracy": ("accuracy of samples", 3),
+    "evaluations": ("network evaluations", 0),
+    "images_per_second": ("images a second", 0),
+    "cache": ("cache, KiB", 0),
+}
 
 
-def config_for(changes: dict[str, Any], num_steps: int) -> ConfigDict:
-    """The digits config at half its width, with the order's changes."""
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What each order gets."""
+
+    num_steps: int
+    num_samples: int
+    tokenizer_steps: int
+    classifier_steps: int
+
+
+def data_of(name: str) -> dict[str, Any]:
+    """`config.data`; MNIST's images get a margin of two pixels, so that their sides can be halved twice more."""
+    if name == "digits":
+        return dict(kind="digits")
+    if name == "cifar10":
+        return dict(kind="npz", path=str(SHARED / "cifar10" / "cifar10_first4000_first1000.npz"))
+    file = KEPT / "mnist_32.npz"
+    if not file.exists():
+        from ar_jax.data.idx import load_idx
+
+        data = load_idx(str(SHARED / "mnist"))
+        arrays = {}
+        for split, source in (("train", data.train), ("test", data.test)):
+            batch = source.take(np.arange(len(source)))
+            images = np.round((np.asarray(batch["image"]) + 1) * 127.5).astype(np.uint8)
+            arrays[f"{split}_images"] = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
+            arrays[f"{split}_labels"] = np.asarray(batch["label"])
+        KEPT.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(file, **arrays)
+    return dict(kind="npz", path=str(file))
+
+
+def tokenizer_of(name: str, scales: bool, budget: Budget) -> dict[str, Any]:
+    """`config.tokenizer`: pixels, or the directory of a tokenizer that is trained where it is missing."""
+    if name == "digits":
+        return dict(kind="pixel_pyramid", sides=(1, 2, 4, 8)) if scales else dict(kind="pixels")
+    workdir = KEPT / f"{name}_{'scales' if scales else 'vq'}_{budget.tokenizer_steps}"
+    quantizer = vqgan.CODES
+    if scales:
+        quantizer = dict(kind="multi_scale_vq", vocab_size=256, channels=8, patch_nums=(1, 2, 4, 8), num_phi=4)
+        quantizer |= dict(ema_decay=0.95, revive_below=0.1)
+    config = vqgan.recipe("fashion", dict(kind="autoencoder") | vqgan.SMALL | dict(quantizer=quantizer))
+    config.data = data_of(name)
+    config.train.update(num_steps=budget.tokenizer_steps)
+    run.train(config, workdir)
+    return dict(workdir=str(workdir))
+
+
+def config_for(name: str, order: str, seed: int, budget: Budget, classifier: Path) -> ConfigDict:
+    """The digits config, with the order's changes, on a data set."""
     config = digits.get_config()
-    config.model.update({"embed_dim": 64, "num_layers": 3})
-    config.train.update({"num_steps": num_steps, "log_every_steps": num_steps})
-    for section, values in changes.items():
+    config.seed = seed
+    config.data = data_of(name)
+    config.tokenizer = tokenizer_of(name, order == SCALES, budget)
+    config.train.update(num_steps=budget.num_steps, log_every_steps=budget.num_steps)
+    samples = dict(num_samples=budget.num_samples, classifier=str(classifier), neighbors=0)
+    config.eval = dict(batch_size=180, samples=samples)
+    for section, values in ORDERS[order].items():
         config[section] = ConfigDict(values)
     return config
 
 
-def train(changes: dict[str, Any], num_steps: int) -> tuple[Run, float]:
-    """A run with one order, and its held-out bits per dimension."""
-    config = config_for(changes, num_steps)
-    trained = run.train(config)
-    return trained, report.held_out(trained, run.load_data(config))["bits_per_dim"]
-
-
-def seconds_per_image(runs: dict[str, Run], rounds: int = 5) -> dict[str, float]:
-    """Medians over rounds in which every run samples once, so that a slow moment of the machine is everybody's."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds + 1):
-        for name, trained in runs.items():
-            start = time.perf_counter()
-            _, tokens = report.draw_samples(trained)
-            times[name].append((time.perf_counter() - start) / len(tokens))
-    return {name: statistics.median(measured[1:]) for name, measured in times.items()}  # the first round compiles
+def measure(name: str, order: str, seed: int, budget: Budget, classifier: Path, folder: Path) -> dict[str, float]:
+    """One row, and its pictures in the folder."""
+    start = time.monotonic()
+    trained = run.train(config_for(name, order, seed, budget, classifier))
+    assert isinstance(trained, Run)
+    data = run.load_data(trained.config)
+    metrics = report.evaluate(trained, data, folder)
+    samples = metrics["samples"]
+    bits = next(value for key, value in metrics.items() if key.startswith("bits_per"))
+    np.savez(folder / "pictures.npz", *pictures_of(trained))
+    return {
+        "bits": bits,
+        **{key: samples[key] for key in ("FID", "spatial_FID", "class_accuracy", "images_per_second")},
+        "evaluations": metrics["network_evaluations_per_sample"],
+        "cache": samples["cache_bytes_per_image"] / 1024,
+        "seconds": time.monotonic() - start,
+    }
 
 
 def pictures_of(trained: Run) -> list[np.ndarray]:
@@ -83,31 +158,65 @@ def pictures_of(trained: Run) -> list[np.ndarray]:
     return [np.stack([images[0] for _, images in rows]), np.stack([image for _, image in grown])]
 
 
-def main() -> None:
-    """Writes the table and the picture."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--out", type=Path, default=Path("docs"))
-    arguments = parser.parse_args()
+def table(name: str, rows: dict[str, list[dict[str, float]]], budget: Budget) -> str:
+    """The page."""
     lines = [
-        f"<!-- written by: python benchmarks/orders.py --steps {arguments.steps} -->",
+        f"<!-- written by: python benchmarks/orders.py --data {name} --steps {budget.num_steps} --samples "
+        f"{budget.num_samples} --seeds {max(map(len, rows.values()))} -->",
         "",
-        "| order | held-out bits per dimension | likelihood | network evaluations per image | ms per image | times raster |",
-        "| --- | --- | --- | --- | --- | --- |",
+        f"| order | {' | '.join(heading for heading, _ in COLUMNS.values())} |",
+        f"| --- {'| ---: ' * len(COLUMNS)}|",
     ]
-    runs, bits = {}, {}
-    for name, changes in SETTINGS.items():
-        runs[name], bits[name] = train(changes, arguments.steps)
-        print(f"{name}: {bits[name]:.3f} bits per dimension", flush=True)
-    seconds = seconds_per_image(runs)
-    for name, trained in runs.items():
-        speed = f"{1e3 * seconds[name]:.2f} | {seconds[name] / seconds['raster']:.2f}"
-        steps = trained.system.model.order.num_steps
-        lines.append(f"| {name} | {bits[name]:.3f} | {EXACT.get(name, 'exact')} | {steps} | {speed} |")
-    rows = [row for name, trained in runs.items() for row in zip((name, ""), pictures_of(trained), strict=True)]
+    for order, seeds in rows.items():
+        cells = []
+        for key, (_, places) in COLUMNS.items():
+            values = [row[key] for row in seeds]
+            spread = f" ± {statistics.stdev(values):.{places}f}" if len(values) > 1 and places else ""
+            cells.append(f"{statistics.mean(values):.{places}f}{spread}")
+        note = " (mean over orders)" if order in SHUFFLED else ""
+        note = " (a bound)" if name == "digits" and order == SCALES else note
+        lines.append(f"| {order} | {cells[0]}{note} | {' | '.join(cells[1:])} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Writes tables and pictures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", choices=("digits", "mnist", "cifar10"), default=["mnist", "cifar10"])
+    parser.add_argument("--only", nargs="+", choices=ORDERS, default=list(ORDERS), metavar="ORDER")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--tokenizer-steps", type=int, default=800)
+    parser.add_argument("--classifier-steps", type=int, default=1000)
+    parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs")
+    arguments = parser.parse_args()
+    budget = Budget(arguments.steps, arguments.samples, arguments.tokenizer_steps, arguments.classifier_steps)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "orders_measured.md").write_text("\n".join(lines) + "\n")
-    Image.fromarray(pictures.grid(rows, label_inches=2.2)).save(arguments.out / "orders_measured.png")
+    for name in arguments.data:
+        classifier = KEPT / f"{name}_classifier_{budget.classifier_steps}"
+        if arguments.fresh or not classifier.exists():
+            data = run.load_data({"seed": 0, "data": data_of(name), "optimizer": {}, "schedule": {}, "train": {}})
+            print(name, train_classifier(data, classifier, num_steps=budget.classifier_steps), flush=True)
+        rows: dict[str, list[dict[str, float]]] = {order: [] for order in arguments.only}
+        for seed in range(arguments.seeds):
+            for order in arguments.only:
+                folder = KEPT / f"{name}, {order}, seed {seed}, {budget.num_steps} steps, {budget.num_samples} samples"
+                folder.mkdir(parents=True, exist_ok=True)
+                file = folder / "row.json"
+                if arguments.fresh or not file.exists():
+                    row = measure(name, order, seed, budget, classifier, folder)
+                    file.write_text(json.dumps(row))
+                    print(f"{name}, {order}, seed {seed}: {row}", flush=True)
+                rows[order].append(json.loads(file.read_text()))
+            (arguments.out / f"orders_{name}.md").write_text(table(name, rows, budget))
+        shown = []
+        for order in arguments.only:
+            folder = KEPT / f"{name}, {order}, seed 0, {budget.num_steps} steps, {budget.num_samples} samples"
+            with np.load(folder / "pictures.npz") as kept:
+                shown += zip((order, ""), (kept["arr_0"], kept["arr_1"]), strict=True)
+        Image.fromarray(pictures.grid(shown, label_inches=2.2)).save(arguments.out / f"orders_{name}.png")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def test_a_video_is_generated_as_it_was_trained() -> None:
     assert jnp.abs(outputs((values + 1) % 3)[0] - whole).max() > 0.1
 
 
-@pytest.mark.parametrize(("frames", "side"), [(2, 3), (4, 3), (3, 5)])
+@pytest.mark.parametrize(("frames", "side"), [(2, 3), (4, 3), pytest.param(3, 5, marks=pytest.mark.slow)])
 def test_a_video_of_t_frames_of_n_by_n_takes_2n_plus_t_minus_2_evaluations(
     frames: int, side: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,6 +82,7 @@ def test_a_video_of_t_frames_of_n_by_n_takes_2n_plus_t_minus_2_evaluations(
     assert len(count) == 2 * side + frames - 2 and sum(count) == frames * side**2
 
 
+@pytest.mark.slow
 def test_videos_of_moving_digits_are_drawn_shown_and_gone_on_with(tmp_path: Path) -> None:
     config = ar_jax.get_config(CONFIG)
     config.data.num_frames, config.data.side = 2, 8

@@ -45,7 +45,8 @@ LOOPS = [
 
 def tiny(mixer: str, order: str, feed: str) -> System:
     """A system on 2x2 images of 3 levels; a pyramid has 1 + 4 tokens."""
-    fitting = {"order__regions": (1, 2)} if order == "parallel_groups" else {}
+    fitting: dict[str, Any] = {"parallel_groups": {"order__regions": (1, 2)}, "patches": {"order__patch": (2, 1)}}
+    fitting = fitting.get(order, {})
     if (order, feed) == ("raster", "merge"):
         fitting = {"model__branch_layers": (1,), "head__num_outputs": 2}
     merged = "decoder, shuffled tokens" if order == "blocks" else "decoder, drawing between layers"
