@@ -78,13 +78,16 @@ class Program:
           mesh: size of each axis, outermost first.
         """
         channels: dict[tuple[str, str, str], tuple[int, int]] = {}
-        for number, (times, line) in enumerate(self._walk(self._entry, 1)):
+        for number, (name, times, line) in enumerate(self._walk(self._entry, 1)):
             if (operation := _OPERATION.match(line)) and (match := _COLLECTIVE.match(operation[2])):
                 axes, size = _axes(line, mesh)
-                # TPUs spread one collective over several fusions, in each of which it stands with the same channel.
-                channel = _CHANNEL.search(line)
-                key = (match[1], axes, channel[1] if channel else f"line {number}")
-                own = times, times * _sent(match[1], _largest(operation[1]), size)
+                whole = _largest(operation[1]) if match[2] else _total(operation[1])
+                # TPUs write a reduce-scatter as a sum of which each device keeps its part.
+                kind, whole = ("reduce-scatter", whole // size) if "all-reduce-scatter" in name else (match[1], whole)
+                own = times, times * _sent(kind, whole, size)
+                # They spread one collective over several fusions, in each of which it stands with the same channel.
+                channel = _CHANNEL.search(line) if "fus" in name else None
+                key = (kind, axes, f"{channel[0]}, {_ARRAY.findall(operation[1])}" if channel else f"line {number}")
                 channels[key] = max(channels.get(key, own), own)
         found: dict[tuple[str, str], list[tuple[int, int]]] = collections.defaultdict(list)
         for (kind, axes, _), own in channels.items():
@@ -126,10 +129,10 @@ class Program:
             self._costs[name] = total
         return self._costs[name]
 
-    def _walk(self, name: str, times: int) -> Iterator[tuple[int, str]]:
-        """All lines that run, with how often."""
+    def _walk(self, name: str, times: int) -> Iterator[tuple[str, int, str]]:
+        """All lines that run, with their computation and how often."""
         for line in self._bodies.get(name, ()):
-            yield times, line
+            yield name, times, line
             if not (" reduce(" in line or " sort(" in line or " scatter(" in line):
                 for called in _called(line):
                     yield from self._walk(called, times * self._trips(line))
@@ -141,7 +144,7 @@ class Program:
         if known := _TRIPS.search(line):
             return int(known[1])
         condition = _CONDITION.search(line)
-        lines = [text for _, text in self._walk(condition[1], 1)] if condition else []
+        lines = [text for _, _, text in self._walk(condition[1], 1)] if condition else []
         limits = [int(match[1]) for text in lines if (match := _CONSTANT.search(text))]
         return max(limits, default=1)
 
@@ -165,6 +168,11 @@ def _size(kind: str, shape: tuple[int, ...]) -> int:
 def _largest(types: str) -> int:
     """Bytes of the largest array: an asynchronous start has its operand and its result."""
     return max((_size(kind, _ints(dims)) for kind, dims in _ARRAY.findall(types)), default=0)
+
+
+def _total(types: str) -> int:
+    """Bytes of all arrays: several may travel together."""
+    return sum(_size(kind, _ints(dims)) for kind, dims in _ARRAY.findall(types))
 
 
 def _sent(kind: str, size: int, parts: int) -> int:

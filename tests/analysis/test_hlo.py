@@ -74,3 +74,36 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 def test_numbers_have_the_bytes_of_their_types():
     for name, kind in {"bf16": jnp.bfloat16, "f32": np.float32, "s8": np.int8, "pred": np.bool_}.items():
         assert BYTES[name] == jnp.dtype(kind).itemsize
+
+
+def test_a_collective_that_is_spread_over_fusions_counts_once():
+    part = "  %g = f32[8]{0} all-gather(%p), channel_id=7, replica_groups={{0,1}}, dimensions={0}"
+    text = "\n".join(
+        [
+            *("HloModule m", "", "%async_collective_fusion.1 (p: f32[4]) -> f32[8] {", part, "}"),
+            *("", "%async_collective_fusion.2 (p: f32[4]) -> f32[8] {", part, "}", ""),
+            "ENTRY %main (x: f32[4]) -> f32[8] {",
+            *(f"  %a.{i} = f32[8] fusion(%x), kind=kCustom, calls=%async_collective_fusion.{i}" for i in (1, 2)),
+            *(part.replace("%g", f"%b.{i}") for i in (1, 2)),
+            "}",
+        ]
+    )
+    (row,) = Program(text).collectives({"data": 2})
+    assert (row.kind, row.count, row.bytes) == ("all-gather", 3, 3 * 16)
+
+
+def test_a_sum_of_which_each_device_keeps_its_part_is_a_reduce_scatter_and_what_travels_together_is_summed():
+    arrays = "(f32[8]{0}, f32[4]{0})"
+    text = f"""HloModule m
+
+%all-reduce-scatter.1 (p: f32[8], q: f32[4]) -> (f32[4], f32[2]) {{
+  %r = {arrays} all-reduce(%p, %q), channel_id=7, replica_groups={{{{0,1}}}}, to_apply=%add
+}}
+
+ENTRY %main (x: f32[8], y: f32[4]) -> f32[4] {{
+  %f = (f32[4], f32[2]) fusion(%x, %y), kind=kCustom, calls=%all-reduce-scatter.1
+  %s = {arrays} all-reduce(%x, %y), channel_id=8, replica_groups={{{{0,1}}}}, to_apply=%add
+}}
+"""
+    found = {row.kind: row.bytes for row in Program(text).collectives({"data": 2})}
+    assert found == {"reduce-scatter": 24, "all-reduce": 48}
