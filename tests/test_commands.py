@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -130,3 +131,49 @@ def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(trained, tmp_path
         assert any("resumed after step" in line for line in said) or not said[:-1], said
     jax.tree.map(np.testing.assert_array_equal, ar_jax.load(workdir).params, ar_jax.load(trained[0]).params)
     assert lines(workdir) == lines(trained[0])
+
+
+def interrupted_after_8_steps(workdir: Path, *options: str) -> list[str]:
+    """The command whose first checkpoint is there, and whose process is not."""
+    command = [*TRAIN, *options, f"--workdir={workdir}"]
+    process = start(*command)
+    while not list(workdir.glob("checkpoints/8")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    return command
+
+
+def full_disk() -> None:
+    """In a process to be: no file may grow beyond 20 kB, which a checkpoint's do and metrics do not."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_a_run_with_a_sentence_and_leaves_what_was_saved(trained, tmp_path):
+    command = interrupted_after_8_steps(tmp_path / "full")
+    saved = {path.name for path in (tmp_path / "full" / "checkpoints").iterdir() if path.name.isdigit()}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    ended = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, preexec_fn=full_disk, capture_output=True, text=True
+    )
+    assert ended.returncode == 1 and ended.stderr.splitlines()[-1].startswith("error: A checkpoint in ")
+    assert "Those before it are whole" in ended.stderr.splitlines()[-1]
+    assert saved <= {path.name for path in (tmp_path / "full" / "checkpoints").iterdir()}
+    finish(start(*command))
+    assert lines(tmp_path / "full") == lines(trained[0])
+
+
+@pytest.mark.slow
+def test_a_data_process_that_dies_ends_the_run_with_a_sentence(tmp_path):
+    process = start(*TRAIN, "--config.data.num_workers=1", "--config.train.num_steps=4000", f"--workdir={tmp_path}")
+    while not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").read_text():
+        assert process.poll() is None
+        time.sleep(0.02)
+    children = " ".join(file.read_text() for file in Path(f"/proc/{process.pid}/task").glob("*/children")).split()
+    (worker,) = (child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes())
+    os.kill(int(worker), signal.SIGKILL)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 1 and "error: A process that prepares the data of step" in errors

@@ -98,7 +98,7 @@ def fit(
 
     Raises:
       UsageError: config, data or directory are not as they should be; nothing has been overwritten.
-      TrainingStopped: `config.train.max_skipped_steps` steps in a row were not finite.
+      TrainingStopped: `config.train.max_skipped_steps` steps in a row were not finite, or a checkpoint could not be written.
       SystemExit: code 143, after SIGTERM; a checkpoint has been saved.
     """
     program = make_program(task, config, mesh)
@@ -217,16 +217,32 @@ def _train(run: _Run, compiled: Any, state: TrainState, batches: Iterator[Any]) 
         # Before saving: what is not noted by then, a resumed run would not note.
         _drain(run, leave=0 if saves else _MAX_BEHIND)
         if saves:
-            with run.watchdog.paused():
+            with _writing(run):
                 checkpoints.save(run.manager, state, run.iterator, evaluation)
         if stops and not last:
-            with run.watchdog.paused():
+            with _writing(run):
                 run.manager.wait_until_finished()
             print(f"SIGTERM: saved step {step} of {num_steps}; the same command goes on from there.", file=sys.stderr)
             raise SystemExit(EXIT_CODE)
-    with run.watchdog.paused():
+    with _writing(run):
         run.manager.wait_until_finished()
     return state
+
+
+@contextlib.contextmanager
+def _writing(run: _Run) -> Iterator[None]:
+    """For what writes checkpoints, or waits until one is written: no watchdog, and failures in one sentence."""
+    with run.watchdog.paused():
+        try:
+            yield
+        except (UsageError, jax.errors.JaxRuntimeError):
+            raise
+        except Exception as error:  # a disk that is full shows as almost any exception of the file writers
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][-200:]
+            raise TrainingStopped(
+                f"A checkpoint in {run.manager.directory} could not be written ({reason}). Those before it are whole: make "
+                "room, or mend the file system; the same command goes on from the last one."
+            ) from error
 
 
 def _batches(run: _Run, first: Any, start: int) -> Iterator[Any]:
@@ -243,6 +259,13 @@ def _next_batch(program: Program, iterator: checkpoints.DataIterator, step: int)
         raise UsageError(
             f"The data ended before step {step} of {program.train.num_steps}; make it repeat, or lower "
             "config.train.num_steps."
+        ) from error
+    except RuntimeError as error:
+        if "Worker process" not in str(error):
+            raise
+        raise TrainingStopped(
+            f"A process that prepares the data of step {step} has ended ({str(error).splitlines()[0]}) What it said is above; the "
+            "same command goes on from the last checkpoint."
         ) from error
 
 
