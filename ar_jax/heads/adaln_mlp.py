@@ -84,7 +84,8 @@ class AdaLNMLP(nn.Module):
 
     def embed_time(self, time: Array) -> Array:
         """Steps [...] to [..., W]."""
-        return self.time_out(nn.silu(self.time_in(sinusoid(time))))
+        # Steps that are drawn are on all devices; without this, so would be what they are made into.
+        return _by_batch(self.time_out(nn.silu(self.time_in(_by_batch(sinusoid(time))))))
 
     def embed_condition(self, condition: Array) -> Array:
         """Hidden vectors [..., D] to [..., W]."""
