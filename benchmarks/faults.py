@@ -219,14 +219,16 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         "",
         f"Runs of the digits config on {DEVICES} CPU devices, {NUM_STEPS} steps with a checkpoint every {EVERY_STEPS}, were "
         "killed at random moments and started again by the same command, until so many kills were done; the last run of each "
-        "row went on to its end. Steps lost are those that had been noted and were trained again.",
+        "row went on to its end. Steps lost are those that had been noted and were trained again. A process whose peers died "
+        f"before they had joined waits for them, JAX's five minutes long; after {MOST_SECONDS} seconds it was ended here.",
         "",
         f"| {' | '.join(('processes', *(WORDS[kind] for kind in KINDS), *COLUMNS))} |",
         f"| {' | '.join(['---'] * (1 + len(KINDS) + len(COLUMNS)))} |",
     ]
     for row in rows:
         cells = [row["processes"], *(row["struck"].get(kind, 0) for kind in KINDS)]
-        cells += [row["finished"], row["same"], row["lost"], f"{row['seconds']:.0f}", row["unsaid"]]
+        longest = f"more than {MOST_SECONDS}" if row["seconds"] == float("inf") else f"{row['seconds']:.0f}"
+        cells += [row["finished"], row["same"], row["lost"], longest, row["unsaid"]]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 
