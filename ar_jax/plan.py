@@ -84,9 +84,9 @@ def topology_devices(name: str) -> tuple[Chip, Sequence[Any]]:
     """
     from jax.experimental import topologies
 
-    kind = name.partition(":")[0]
-    if kind not in CHIPS:
-        raise UsageError(f"--topology={name} names chip {kind!r}.{nearest(kind, CHIPS)} Known: {', '.join(CHIPS)}.")
+    kind, tpus = name.partition(":")[0], [kind for kind, chip in CHIPS.items() if chip.kind.startswith("TPU")]
+    if kind not in tpus:
+        raise UsageError(f"--topology={name} names chip {kind!r}.{nearest(kind, tpus)} Known: {', '.join(tpus)}.")
     try:
         return CHIPS[kind], topologies.get_topology_desc(platform="tpu", topology_name=name).devices
     except Exception as error:  # libtpu's own errors have no type
