@@ -242,10 +242,11 @@ def main() -> None:
     arguments = parser.parse_args()
     rng, rows = random.Random(arguments.seed), []
     with tempfile.TemporaryDirectory() as folder:
-        processes = start(Path(folder) / "undisturbed", 1)
-        ended(processes, float("inf"))
-        undisturbed = parameters(Path(folder) / "undisturbed")
         for count, kills in zip((1, 2, 4), arguments.kills, strict=True):
+            # Of as many processes: how sums over devices are rounded depends on which of them share one.
+            quiet = Path(folder) / f"{count}-undisturbed"
+            ended(start(quiet, count), float("inf"))
+            undisturbed = parameters(quiet)
             rows.append(campaign(Path(folder), count, kills, rng, undisturbed))
             print(json.dumps(rows[-1]), flush=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
