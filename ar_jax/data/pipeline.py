@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import multiprocessing
 import os
 import sys
 import threading
-import time
 
 import grain
 import jax
@@ -76,11 +76,11 @@ def train_iterator(
 
 def _end_with_parent(worker: int, num_workers: int) -> None:
     """In a worker: it ends when its trainer does. One that was killed cannot end it, and it would wait for ever."""
-    parent = os.getppid()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()
