@@ -7,6 +7,7 @@ has no token-by-token form and no such likelihood. Cycles are those of the sched
 the TPU's compiler is here; replay differences those of the official runs in $AR_JAX_FIXTURES or beside the project.
 
 A row is kept in .cache/mixers as soon as it is measured: a run that was interrupted goes on there. --fresh measures all anew.
+Times of a token are measured at the end, all mixers side by side.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ FIXTURES = Path(os.environ.get("AR_JAX_FIXTURES", ROOT.parent / "shared" / "fixt
 WIDTH, HEADS, LAYERS, LENGTH, BATCH = 64, 4, 2, 128, 16
 CONTEXTS = (1024, 16384)
 LENGTHS = (256, 512, 1024, 2048, 4096)
+STATES = {"state": LENGTHS, "state at": CONTEXTS}
+NUM_TOKENS = 32
 STEP, LINEAR = "step_attention", "linear_attention"
 RETENTION = dict(kind="linear", num_heads=HEADS, feature_map="identity", normalize=False, out_gate="silu")
 # Keys of config.model.mixer; the kernel of kernels_tpu.py that does the work; how the names of its official runs begin.
@@ -208,40 +211,43 @@ def costs(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def decoding(row: Mapping[str, Any], num_tokens: int = 32, rounds: int = 5) -> dict[str, Any]:
-    """State bytes by length, and microseconds per token behind each context: the median over rounds."""
+def state_bytes(row: Mapping[str, Any], context: int) -> int:
+    """Of one example behind so long a context."""
+    state = jax.eval_shape(lambda: mixer_of(row, context).init_state(1, context, 1))
+    return sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(state))
 
-    def state_bytes(context: int) -> int:
-        state = jax.eval_shape(lambda: mixer_of(row, context).init_state(1, context, 1))
-        return sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(state))
 
-    def microseconds(context: int) -> float:
-        length = context + num_tokens
-        mixer = mixer_of(row, length)
-        x = jax.random.normal(jax.random.key(0), (1, context, WIDTH))
-        params = jax.jit(lambda: mixer.init(jax.random.key(1), x[:, :8], tokens(8)))()
-        start = jax.jit(lambda: mixer.init_state(1, length, 1))()
-        state = jax.jit(lambda params, x, state: mixer.apply(params, x, tokens(context), state)[1])(params, x, start)
+def decoder(row: Mapping[str, Any], context: int) -> Callable[[], Any]:
+    """Compiled: NUM_TOKENS tokens of one example, one after another, behind a context that was read before."""
+    length = context + NUM_TOKENS
+    mixer = mixer_of(row, length)
+    x = jax.random.normal(jax.random.key(0), (1, context, WIDTH))
+    params = jax.jit(lambda: mixer.init(jax.random.key(1), x[:, :8], tokens(8)))()
+    start = jax.jit(lambda: mixer.init_state(1, length, 1))()
+    state = jax.jit(lambda params, x, state: mixer.apply(params, x, tokens(context), state)[1])(params, x, start)
 
-        @jax.jit
-        def decode(params: Any, x: jax.Array, state: Any) -> Any:
-            def one(carry: Any, place: jax.Array) -> Any:
-                out, after = mixer.apply(params, carry[0], tokens(1, place), carry[1])
-                return (out, after), None
+    @jax.jit
+    def decode(params: Any, x: jax.Array, state: Any) -> Any:
+        def one(carry: Any, place: jax.Array) -> Any:
+            out, after = mixer.apply(params, carry[0], tokens(1, place), carry[1])
+            return (out, after), None
 
-            return jax.lax.scan(one, (x, state), context + jnp.arange(num_tokens, dtype=jnp.int32))[0]
+        return jax.lax.scan(one, (x, state), context + jnp.arange(NUM_TOKENS, dtype=jnp.int32))[0]
 
-        times = []
-        for _ in range(rounds + 1):
+    return functools.partial(decode, params, x[:, :1], state)
+
+
+def microseconds(names: Sequence[str], rounds: int = 5) -> dict[str, list[float]]:
+    """Of a token behind each of CONTEXTS: medians over rounds, in each of which every mixer has its turn."""
+    runs = {(name, context): decoder(ROWS[name][0], context) for name in names for context in CONTEXTS}
+    times: dict[tuple[str, int], list[float]] = {key: [] for key in runs}
+    for _ in range(rounds + 1):  # the first one compiles
+        for key, run_once in runs.items():
             began = time.perf_counter()
-            jax.block_until_ready(decode(params, x[:, :1], state))
-            times.append(time.perf_counter() - began)
-        return 1e6 * statistics.median(times[1:]) / num_tokens
-
+            jax.block_until_ready(run_once())
+            times[key].append(time.perf_counter() - began)
     return {
-        "state": [state_bytes(n) for n in LENGTHS],
-        "state at": [state_bytes(n) for n in CONTEXTS],
-        "microseconds at": [microseconds(n) for n in CONTEXTS],
+        name: [1e6 * statistics.median(times[name, context][1:]) / NUM_TOKENS for context in CONTEXTS] for name in names
     }
 
 
@@ -306,7 +312,8 @@ def measure(name: str, steps: int, seeds: int) -> dict[str, Any]:
     row, kernel, names = ROWS[name]
     found = costs(row) | {"replay": replayed(names), "cycles": cycles(kernel), "kernel": kernel}
     if mixer_of(row, LENGTH).causal:
-        found |= decoding(row) | learning(row, steps, seeds)
+        found |= {key: [state_bytes(row, n) for n in lengths] for key, lengths in STATES.items()}
+        found |= learning(row, steps, seeds)
     return found
 
 
@@ -342,7 +349,7 @@ def page(rows: Mapping[str, Mapping[str, Any]], command: str, steps: int, seeds:
             "# Mixers, measured",
             "",
             f"One layer of width {WIDTH} with {HEADS} heads, one example, float32, CPU. State in bytes. The slope is the power with which FLOPs grow from {CONTEXTS[-1] // 2} to {CONTEXTS[-1]} tokens, projections included;",  # noqa: E501
-            f"times are medians of five rounds of 32 tokens. Bits per byte: held-out tiny_shakespeare after {steps} steps of {BATCH} x {LENGTH} bytes, decoders of {LAYERS} layers with",  # noqa: E501
+            f"times of a token are medians of five rounds of {NUM_TOKENS} tokens, in each of which every mixer has its turn. Bits per byte: held-out tiny_shakespeare after {steps} steps of {BATCH} x {LENGTH} bytes, decoders of {LAYERS} layers with",  # noqa: E501
             f"{sizes[0]:,} to {sizes[-1]:,} parameters, mean of {seeds} seeds and their spread (greatest less least). A short training at a small size: it tells which mixers learn fast, not which are best." if sizes else "",  # noqa: E501
             "TPU cycles: the scheduled forward kernel on v5e, 8 heads x 4096 x 128, bfloat16. Replay: the largest difference from the official runs. An empty cell: what is not causal has no such form, or there is nothing to compare.",  # noqa: E501
             "",
@@ -397,6 +404,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("docs"))
+    parser.add_argument("--no-times", action="store_true", help="leave out the times of a token")
     parser.add_argument("--fresh", action="store_true", help="forget rows of earlier runs")
     options = parser.parse_args()
     rows = {}
@@ -404,6 +412,10 @@ def main() -> None:
         began = time.perf_counter()
         rows[name] = kept(name, options.fresh, lambda name=name: measure(name, options.steps, options.seeds))
         print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
+    causal = [name for name in rows if mixer_of(ROWS[name][0], LENGTH).causal]
+    if not options.no_times:
+        for name, found in microseconds(causal).items():
+            rows[name]["microseconds at"] = found
     options.out.mkdir(parents=True, exist_ok=True)
     command = f"python benchmarks/mixers.py --steps {options.steps} --seeds {options.seeds}"
     (options.out / "mixers.md").write_text(page(rows, command, options.steps, options.seeds))
