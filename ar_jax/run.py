@@ -15,23 +15,25 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ar_jax import training
+from ar_jax import classifier_system, tokenizer_system, training
+from ar_jax.classifier_system import ClassifierRun, ClassifierSystem, classifier_from_config
 from ar_jax.config import UsageError, build
 from ar_jax.data import DATASETS, pipeline
 from ar_jax.data.prompts import with_prompts
 from ar_jax.data.protocol import Dataset, Facts
 from ar_jax.data.tfds import tfds_facts
-from ar_jax.evaluation import reconstruction, report
+from ar_jax.evaluation import classification, reconstruction, report
 from ar_jax.models.from_softmax import becomes, from_softmax
 from ar_jax.orders.protocol import within
 from ar_jax.sampling.loop import Given
 from ar_jax.system import System, check_sections, compiled, from_config
-from ar_jax.tokenizer_system import TokenizerRun, TokenizerSystem, tokenizer_from_config, trains_tokenizer
+from ar_jax.tokenizer_system import TokenizerRun, TokenizerSystem, tokenizer_from_config
 from ar_jax.training.program import TrainOptions, options
 from ar_jax.training.workdir import plain_values, read_config, write_atomically
 
 FACTS = "facts.json"
 READING = ("flip", "num_threads", "num_workers")  # keys of config.data that say how it is read; see `train_iterator`
+AnySystem = System | TokenizerSystem | ClassifierSystem
 NEEDED = ("seed", "data", "optimizer", "schedule", "train")
 BY_PIPELINE = (*READING, "prompts")  # keys of config.data that no data set takes
 
@@ -207,6 +209,9 @@ class Run:
         return Given(jnp.asarray(values, like.dtype), jnp.asarray(mask))
 
 
+AnyRun = Run | TokenizerRun | ClassifierRun
+
+
 def load_data(config: Mapping[str, Any]) -> Dataset:
     """The data set that `config.data` names."""
     check_sections(config, NEEDED)
@@ -223,7 +228,7 @@ def load_facts(config: Mapping[str, Any]) -> Facts:
     return build({"tfds": tfds_facts}, {k: v for k, v in data.items() if k not in BY_PIPELINE}, "data")
 
 
-def build_run(config: Mapping[str, Any], facts: Facts | None = None) -> Run | TokenizerRun:
+def build_run(config: Mapping[str, Any], facts: Facts | None = None) -> AnyRun:
     """A run with fresh parameters.
 
     Args:
@@ -234,29 +239,40 @@ def build_run(config: Mapping[str, Any], facts: Facts | None = None) -> Run | To
     system = system_of(config, facts or load_data(config))
     params = jax.jit(system.init)(jax.random.key(config["seed"]))
     start = _trained_before(config)
-    return _run(system, params if start is None else start(params), config)
+    return kind_of(config).run(system, params if start is None else start(params), config)
 
 
-def system_of(config: Mapping[str, Any], facts: Facts) -> System | TokenizerSystem:
-    """What a config trains: a generator, or a tokenizer."""
-    return tokenizer_from_config(config, facts) if trains_tokenizer(config) else from_config(config, facts)
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What a config may train, and what is done with it.
+
+    Attributes:
+      system: builds it from a config and facts.
+      run: it, with parameters.
+      held_out: its metrics of the held-out examples.
+      picture: what it shows of itself while it is trained, or None.
+      evaluate: all that evaluation reports, written to a directory.
+    """
+
+    system: Callable[[Mapping[str, Any], Facts], Any]
+    run: Callable[..., Any]
+    held_out: Callable[[Any, Dataset], dict[str, float]]
+    picture: Callable[[Any, Dataset], np.ndarray | None]
+    evaluate: Callable[[Any, Dataset, str | Path], dict[str, Any]]
 
 
-def _run(system: System | TokenizerSystem, params: Any, config: Any, step: int = 0) -> Run | TokenizerRun:
-    if isinstance(system, TokenizerSystem):
-        return TokenizerRun(system, params, config, step)
-    return Run(system, params, config, step)
+def kind_of(config: Mapping[str, Any]) -> Kind:
+    """What a config trains: its objective says so, and most train a generator."""
+    objective: Any = config.get("objective")
+    return KINDS.get(objective.get("kind") if hasattr(objective, "get") else "", GENERATOR)
 
 
-def _held_out(run: Run | TokenizerRun, data: Dataset) -> dict[str, float]:
-    return reconstruction.held_out(run, data) if isinstance(run, TokenizerRun) else report.held_out(run, data)
+def system_of(config: Mapping[str, Any], facts: Facts) -> AnySystem:
+    """What a config trains, built: a generator, a tokenizer or a classifier."""
+    return kind_of(config).system(config, facts)
 
 
-def _picture(run: Run | TokenizerRun, data: Dataset) -> np.ndarray | None:
-    return reconstruction.reconstruction_grid(run, data) if isinstance(run, TokenizerRun) else report.sample_grid(run)
-
-
-def train(config: Mapping[str, Any], workdir: str | Path | None = None) -> Run | TokenizerRun:
+def train(config: Mapping[str, Any], workdir: str | Path | None = None) -> AnyRun:
     """Trains a config in a directory, from wherever the run there stands; see `ar_jax.training.fit`.
 
     Args:
@@ -269,9 +285,9 @@ def train(config: Mapping[str, Any], workdir: str | Path | None = None) -> Run |
     if workdir is None:
         with tempfile.TemporaryDirectory() as folder:
             return train(config, folder)
-    config = with_tokenizer(config)
+    config, kind = with_tokenizer(config), kind_of(config)
     data = load_data(config)
-    system = system_of(config, data)
+    system = kind.system(config, data)
     report.check_eval(config)
     _check_facts(Path(workdir), data)
     reading = {key: value for key, value in dict(config["data"]).items() if key in READING}
@@ -282,14 +298,14 @@ def train(config: Mapping[str, Any], workdir: str | Path | None = None) -> Run |
             iterator,
             config,
             workdir,
-            evaluate=lambda params, step: _held_out(_run(system, params, config, step), data),
-            sample=lambda params, step: _picture(_run(system, params, config, step), data),
+            evaluate=lambda params, step: kind.held_out(kind.run(system, params, config, step), data),
+            sample=lambda params, step: kind.picture(kind.run(system, params, config, step), data),
             describe=system.describe(),
-            count={} if isinstance(system, TokenizerSystem) else {"tokens": system.model.order.length},
+            count={"tokens": system.model.order.length} if isinstance(system, System) else {},
             prepare=lambda directory: write_atomically(directory / FACTS, json.dumps(_facts(data))),
             adopt=_trained_before(config),
         )
-    return _run(system, state.averaged_params, config, int(state.step))
+    return kind.run(system, state.averaged_params, config, int(state.step))
 
 
 def with_tokenizer(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -304,7 +320,7 @@ def with_tokenizer(config: Mapping[str, Any]) -> Mapping[str, Any]:
     if not own.get("workdir"):
         return config
     trained = read_config(own["workdir"])
-    if not trains_tokenizer(trained):
+    if kind_of(trained) is not KINDS[tokenizer_system.KIND]:
         raise UsageError(
             f"config.tokenizer.workdir={own['workdir']!r} holds no tokenizer; train one, as configs/tokenizers do."
         )
@@ -313,7 +329,7 @@ def with_tokenizer(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _trained_before(config: Mapping[str, Any]) -> Callable[[Any], Any] | None:
     """What puts the parameters that were trained before in the place of fresh ones, or None where there are none."""
-    whole, tokenizer = dict(config["train"]).get("init_from"), dict(config["tokenizer"]).get("workdir")
+    whole, tokenizer = dict(config["train"]).get("init_from"), dict(config.get("tokenizer") or {}).get("workdir")
     for workdir in filter(None, (whole, tokenizer)):
         read_config(workdir)  # a missing directory is told now, before anything is written
 
@@ -333,7 +349,7 @@ def _same_model(config: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in plain_values(config).items() if k in deciding}
 
 
-def load(workdir: str | Path, config: Mapping[str, Any] | None = None) -> Run | TokenizerRun:
+def load(workdir: str | Path, config: Mapping[str, Any] | None = None) -> AnyRun:
     """The newest state of the run in a directory (its averaged parameters, where it keeps an average).
 
     `config.eval.checkpoint` names another: the number of its step, or "best" by `config.checkpoint.best_metric`.
@@ -350,7 +366,7 @@ def load(workdir: str | Path, config: Mapping[str, Any] | None = None) -> Run | 
     report.check_eval(config)
     system = system_of(config, read_facts(workdir))
     state = training.load(system, config, workdir, step=(config.get("eval") or {}).get("checkpoint", "newest"))
-    return _run(system, state.averaged_params, config, int(state.step))
+    return kind_of(config).run(system, state.averaged_params, config, int(state.step))
 
 
 def read_facts(workdir: str | Path) -> Facts:
@@ -383,16 +399,14 @@ def _essence(facts: Facts) -> tuple[Any, ...]:
     return facts.modality, tuple(facts.shape), facts.levels, len(facts.label_names)
 
 
-def evaluate(run: Run | TokenizerRun, workdir: str | Path) -> dict[str, Any]:
+def evaluate(run: AnyRun, workdir: str | Path) -> dict[str, Any]:
     """Metrics of the held-out data, and of sampling, written with pictures to `workdir`/eval.
 
-    See `report.evaluate`, and `reconstruction.evaluate` for tokenizers.
+    See `report.evaluate`, `reconstruction.evaluate` for tokenizers, and `classification.evaluate` for classifiers.
     """
     data = load_data(run.config)
     _check_facts(Path(workdir), data)
-    if isinstance(run, TokenizerRun):
-        return reconstruction.evaluate(run, data, workdir)
-    return report.evaluate(run, data, workdir, on_other_data(run))
+    return kind_of(run.config).evaluate(run, data, workdir)
 
 
 def on_other_data(run: Run) -> tuple[Run, Dataset] | None:
@@ -417,3 +431,28 @@ def on_other_data(run: Run) -> tuple[Run, Dataset] | None:
             "leave it out, or train without embeddings of places (config.model.learned_positions=False)."
         )
     return Run(system, run.params, run.config, run.step), data
+
+
+GENERATOR = Kind(
+    from_config,
+    Run,
+    report.held_out,
+    lambda run, data: report.sample_grid(run),
+    lambda run, data, workdir: report.evaluate(run, data, workdir, on_other_data(run)),
+)
+KINDS = {  # by config.objective.kind
+    tokenizer_system.KIND: Kind(
+        tokenizer_from_config,
+        TokenizerRun,
+        reconstruction.held_out,
+        reconstruction.reconstruction_grid,
+        reconstruction.evaluate,
+    ),
+    classifier_system.KIND: Kind(
+        classifier_from_config,
+        ClassifierRun,
+        classification.held_out,
+        lambda run, data: None,
+        classification.evaluate,
+    ),
+}

@@ -23,12 +23,6 @@ KIND = "reconstruction"
 SECTIONS = ("seed", "data", "tokenizer", "objective", "optimizer", "schedule", "train", "checkpoint", "eval", "mesh")
 
 
-def trains_tokenizer(config: Mapping[str, Any]) -> bool:
-    """Whether a config trains a tokenizer: its objective is kind "reconstruction"."""
-    objective: Any = config.get("objective")
-    return hasattr(objective, "get") and objective.get("kind") == KIND
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenizerSystem:
     """A tokenizer and its objective, a `Task` of the trainer.

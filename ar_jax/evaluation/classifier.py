@@ -7,7 +7,6 @@ their sha256, which every result names. A run that was stopped goes on when it i
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,54 +15,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import flags
-from jax import Array
 from ml_collections import ConfigDict
 
 from ar_jax import command, training
+from ar_jax.classifier_system import Classification, ClassifierSystem
 from ar_jax.config import UsageError
 from ar_jax.data import pipeline
 from ar_jax.data.protocol import Dataset, Facts
 from ar_jax.evaluation.small import Small, write_small
 from ar_jax.training.workdir import plain_values
-
-
-@dataclasses.dataclass(frozen=True)
-class ClassifierTask:
-    """What `training.fit` trains: the classifier's cross-entropy of shifted images, labels smoothed by 0.1."""
-
-    small: Small
-
-    def init(self, key: Array) -> Any:
-        """Fresh parameters."""
-        return self.small.init(key)
-
-    def frozen(self, name: str) -> bool:
-        """None is."""
-        return False
-
-    def measured(self, name: str) -> bool:
-        """None is."""
-        return False
-
-    def loss(
-        self, params: Any, batch: Mapping[str, Array], key: Array, progress: Array
-    ) -> tuple[Array, dict[str, Array], dict[str, Array]]:
-        """See Task."""
-        logits = self.small.logits(params, shifted(batch["image"], key))
-        targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], self.small.num_classes), 0.1)
-        accuracy = (logits.argmax(axis=-1) == batch["label"]).mean()
-        return optax.softmax_cross_entropy(logits, targets).mean(), {"accuracy": accuracy}, {}
-
-
-def shifted(images: Array, key: Array) -> Array:
-    """Images [B, H, W, C], each moved by up to an eighth of its sides at random, its border repeated."""
-    far = [size // 8 for size in images.shape[1:3]]
-    padded = jnp.pad(images, [(0, 0), *((reach, reach) for reach in far), (0, 0)], mode="edge")
-    starts = jax.random.randint(key, (len(images), 2), 0, 2 * jnp.asarray(far)[None] + 1)
-    cut = lambda image, start: jax.lax.dynamic_slice(image, (*start, 0), images.shape[1:])  # noqa: E731
-    return jax.vmap(cut)(padded, starts)
 
 
 def check(data: Facts) -> None:
@@ -123,9 +84,10 @@ def train_classifier(
         )
     )
     iterator = pipeline.train_iterator(data, batch_size, seed)
-    state = training.fit(ClassifierTask(small), iterator, config, out)
-    accuracy = held_out_accuracy(small, state.params, data)
-    sha256 = write_small(out, small, state.params, accuracy=accuracy, num_steps=num_steps, seed=seed, data=origin or {})
+    system = ClassifierSystem(data, small.network, Classification(label_smoothing=0.1, shift=0.125))
+    params = training.fit(system, iterator, config, out).params["classifier"]
+    accuracy = held_out_accuracy(small, params, data)
+    sha256 = write_small(out, small, params, accuracy=accuracy, num_steps=num_steps, seed=seed, data=origin or {})
     return {"sha256": sha256, "accuracy": accuracy}
 
 
