@@ -19,6 +19,7 @@ from ar_jax import classifier_system, tokenizer_system, training
 from ar_jax.classifier_system import ClassifierRun, ClassifierSystem, classifier_from_config
 from ar_jax.config import UsageError, build
 from ar_jax.data import DATASETS, pipeline
+from ar_jax.data.objects import with_objects
 from ar_jax.data.prompts import with_prompts
 from ar_jax.data.protocol import Dataset, Facts
 from ar_jax.data.tfds import tfds_facts
@@ -35,7 +36,7 @@ FACTS = "facts.json"
 READING = ("flip", "num_threads", "num_workers")  # keys of config.data that say how it is read; see `train_iterator`
 AnySystem = System | TokenizerSystem | ClassifierSystem
 NEEDED = ("seed", "data", "optimizer", "schedule", "train")
-BY_PIPELINE = (*READING, "prompts")  # keys of config.data that no data set takes
+BY_PIPELINE = (*READING, "prompts", "objects")  # keys of config.data that no data set takes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -217,6 +218,8 @@ def load_data(config: Mapping[str, Any]) -> Dataset:
     check_sections(config, NEEDED)
     options = dict(config["data"])
     data: Dataset = build(DATASETS, {k: v for k, v in options.items() if k not in BY_PIPELINE}, "data")
+    if options.get("objects") is not None:
+        data = with_objects(data, options["objects"])
     return with_prompts(data) if options.get("prompts", False) else data
 
 

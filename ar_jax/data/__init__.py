@@ -6,6 +6,7 @@ from ar_jax.data.addition import load_addition
 from ar_jax.data.crops import load_crops
 from ar_jax.data.digits import load_digits
 from ar_jax.data.idx import load_idx
+from ar_jax.data.listops import load_listops
 from ar_jax.data.molecules import load_molecules
 from ar_jax.data.moving_digits import load_moving_digits
 from ar_jax.data.npz import load_npz
@@ -25,4 +26,5 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "molecules": load_molecules,
     "moving_digits": load_moving_digits,
     "crops": load_crops,
+    "listops": load_listops,
 }

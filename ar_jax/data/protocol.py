@@ -14,7 +14,9 @@ Example = Mapping[str, np.ndarray]
 
 Images: `image` float32 [H, W, C] in [-1, 1] and `label` int32 [] (0 where there are no classes).
 Videos: `video` float32 [T, H, W, C], T frames, and `label`.
-Text: `text` uint8 [length].
+Text: `text` uint8 [length], and `label` where there are classes.
+
+Some data tell more: `prompt` (see `ar_jax.data.prompts`), `object` (see `ar_jax.data.objects`).
 """
 
 

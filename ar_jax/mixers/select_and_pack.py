@@ -60,13 +60,14 @@ class SelectAndPack(nn.Module):
     The chosen tokens of some examples stand in one row, and blocks of it that belong to different examples are skipped: what
     is computed follows the number of chosen tokens, whatever their share in each example, under static shapes. What finds
     no room is counted, never silently lost: `statistics/left_out` is the share of chosen tokens that had none in the last
-    step of training; with capacity 1 all have. Selection labels supervise the gate: see `selection_loss`.
+    step of training; with capacity 1 all have. Selection labels supervise the gate where there are any: `Tokens.features`
+    [B, T, 1], 1 for a token to choose; see `selection_loss`.
 
     Attributes:
       group: examples that share a row; a batch has as many rows as it needs.
       capacity: the row's length as a part of these examples' tokens.
       rate: the part of the tokens that should be chosen where there are no labels; a loss of the mixer's own sees to it.
-      rate_weight: of that loss; 0 does without.
+      rate_weight: of that loss, or of the selection loss where there are labels; 0 does without.
     """
 
     embed_dim: int
@@ -134,8 +135,12 @@ class SelectAndPack(nn.Module):
         left_out = packed.left_out.sum() / jnp.maximum(chosen.sum(), 1)
         out = self.statistics.moves(left_out - self.statistics(), out)
         if self.rate_weight:
-            share = jnp.where(present, nn.sigmoid(gate), 0).sum() / jnp.maximum(present.sum(), 1)
-            out = with_side_loss(out, self.rate_weight * jnp.square(share - self.rate))
+            if tokens.features is None:
+                share = jnp.where(present, nn.sigmoid(gate), 0).sum() / jnp.maximum(present.sum(), 1)
+                loss = jnp.square(share - self.rate)
+            else:
+                loss = selection_loss(gate, tokens.features[..., 0] > 0)
+            out = with_side_loss(out, self.rate_weight * loss)
         return out, state
 
     def _attend(self, x: Array, owner: Array) -> Array:
