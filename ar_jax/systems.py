@@ -43,7 +43,7 @@ AREAS = {
 STATUSES = {
     "planned": "nothing of it runs yet",
     "partial": "its config trains; part of the claim is not shown yet",
-    "works": "the named test shows the claim",
+    "works": "the named tests show the claim",
 }
 COLUMNS = ("id", "area", "status", "name", "config", "works means")
 
@@ -186,7 +186,7 @@ def _row(system: System) -> str:
     paper = f"[{system.title}](https://arxiv.org/abs/{system.arxiv})" if system.arxiv else system.title
     shown = [f"config [{system.config}](../{system.config})"] if system.config else []
     shown += [f"parts {', '.join(system.parts)}"] if system.parts else []
-    shown += [f"test `{system.test}`"] if system.test else []
+    shown += [f"test `{test}`" for test in system.test.split()]
     cells = (system.id, f"**{system.name}**: {paper}", system.status, system.claim, "<br>".join(shown))
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 

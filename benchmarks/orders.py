@@ -60,6 +60,7 @@ ORDERS: dict[str, dict[str, Any]] = {
     "random in 8 sets, masked": {"order": {"kind": "random", "num_steps": 8}, "objective": {"kind": "masked"}},
 }
 BATCH = 180
+NUM_HELD_OUT = 2000  # of MNIST's 10,000
 BACKBONE = dict(embed_dim=64, num_layers=3)
 SHUFFLED = ("random", "locality, 16 steps", "random in 8 sets, masked")
 COLUMNS = {  # metric: heading, digits behind the point
@@ -96,7 +97,7 @@ def data_of(name: str) -> dict[str, Any]:
         data = load_idx(str(SHARED / "mnist"))
         arrays = {}
         for split, source in (("train", data.train), ("test", data.test)):
-            batch = source.take(np.arange(len(source)))
+            batch = source.take(np.arange(len(source) if split == "train" else NUM_HELD_OUT))
             images = np.round((np.asarray(batch["image"]) + 1) * 127.5).astype(np.uint8)
             arrays[f"{split}_images"] = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
             arrays[f"{split}_labels"] = np.asarray(batch["label"])
@@ -204,10 +205,10 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", choices=("digits", "mnist", "cifar10"), default=["mnist", "cifar10"])
     parser.add_argument("--only", nargs="+", choices=ORDERS, default=list(ORDERS), metavar="ORDER")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--samples", type=int, default=1000)
-    parser.add_argument("--tokenizer-steps", type=int, default=800)
-    parser.add_argument("--classifier-steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--samples", type=int, default=500)
+    parser.add_argument("--tokenizer-steps", type=int, default=400)
+    parser.add_argument("--classifier-steps", type=int, default=500)
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
     arguments = parser.parse_args()

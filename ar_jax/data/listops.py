@@ -54,7 +54,7 @@ class ListOps:
             if self.min_length <= len(words) <= self.max_length:
                 text = np.zeros(self.max_length, np.uint8)
                 text[: len(words)] = words
-                return {"text": text, "label": np.int32(value)}
+                return {"text": text, "label": np.asarray(value, np.int32)}
 
     def take(self, indices: np.ndarray) -> Example:
         """`text` uint8 [B, length] and `label` int32 [B]."""

@@ -35,7 +35,8 @@ class WithObjects:
         return self._told(self.source.take(indices))
 
     def _told(self, example: Example) -> Example:
-        return {**example, "object": (example["image"] > self.threshold).any(axis=-1)}
+        bright: np.ndarray = np.any(example["image"] > self.threshold, axis=-1)
+        return {**example, "object": bright}
 
 
 def with_objects(data: Dataset, threshold: float) -> Dataset:

