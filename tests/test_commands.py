@@ -31,6 +31,7 @@ EVERY_METRIC = {
     "step",
     "bits_per_dim",
     "nll_nats_per_example",
+    "token_error_rate",
     "tokens_per_second",
     "seconds_per_sample",
     "network_evaluations_per_sample",
@@ -91,6 +92,7 @@ def test_eval_ends_with_its_metrics_and_writes_pictures(trained):
     assert metrics == json.loads((workdir / "eval" / "metrics.json").read_text())
     assert metrics["step"] == 40 and metrics["network_evaluations_per_sample"] == 64
     assert metrics["bits_per_dim"] == pytest.approx(lines(workdir)[-1]["eval/bits_per_dim"], rel=1e-5)
+    assert 0 < metrics["token_error_rate"] < 0.8  # sixteen of the seventeen levels would be wrong by chance
     assert metrics["nll_nats_per_example"] == pytest.approx(metrics["bits_per_dim"] * 64 * np.log(2))
     samples, growth = picture(workdir / "eval" / "samples.png"), picture(workdir / "eval" / "growth.png")
     assert samples.shape == (650, 600, 3)  # ten classes of eight

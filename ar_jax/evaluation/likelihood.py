@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ar_jax.heads.noise import Drawn
+from ar_jax.heads.protocol import Sampling
+from ar_jax.sampling.likelihood import teacher_forced
 from ar_jax.system import System, compiled
 from ar_jax.tokenizers.learned import LearnedTokenizer
 
@@ -35,6 +38,42 @@ def mean_loss(
         for batch, key in zip(batches, keys, strict=False)
     ]
     return {"loss": float(np.mean(losses))}
+
+
+def token_errors(
+    system: System, params: Any, batches: Iterable[Mapping[str, np.ndarray]], seed: int = 0
+) -> dict[str, float]:
+    """How often the most probable value of a token, given the data before it, is not its own (VAR, arXiv:2404.02905, sec. 5.2).
+
+    Args:
+      system: of discrete tokens.
+      params: see System.
+      batches: as in `likelihood`.
+      seed: of shuffled orders.
+
+    Returns:
+      `token_error_rate`, a fraction; nothing for feeds without a parallel form, which need an evaluation for each step, and
+      for heads that draw tokens together, which know of no token before.
+    """
+    model = system.model
+    together = getattr(model.generator.head, "draws_jointly", False)
+    if together or not (model.feed.has_parallel and system.tokenizer.vocab_size):
+        return {}
+
+    def wrong(params: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> jax.Array:
+        values, condition = system.tokens_of(params, batch), system.condition_of(params, batch)
+        context = model.context(key, len(values), condition)
+        hidden, target = teacher_forced(model, model.feed.parallel(), params, values, context)
+        surest = model.ask(params, "sample", hidden, Drawn(key), Sampling(temperature=jnp.float32(0)))
+        return (surest != target).mean(axis=1)
+
+    count, total, found = 0.0, 0.0, compiled(wrong)
+    for index, batch in enumerate(batches):
+        arrays = {k: v for k, v in batch.items() if k != "weight"}
+        share = np.asarray(found(params, arrays, jax.random.fold_in(jax.random.key(seed), index)), np.float64)
+        weight = np.asarray(batch.get("weight", np.ones(len(share))), np.float64)
+        total, count = total + (share * weight).sum(), count + weight.sum()
+    return {"token_error_rate": total / count}
 
 
 def likelihood(

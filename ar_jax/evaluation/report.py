@@ -17,7 +17,7 @@ from ar_jax.data import pipeline
 from ar_jax.data.protocol import Dataset
 from ar_jax.evaluation import pictures
 from ar_jax.evaluation.checks import checks
-from ar_jax.evaluation.likelihood import likelihood, mean_loss
+from ar_jax.evaluation.likelihood import likelihood, mean_loss, token_errors
 from ar_jax.evaluation.samples import Prepared, measure, prepare, sample_options
 from ar_jax.system import compiled
 from ar_jax.training.workdir import write_atomically
@@ -54,6 +54,12 @@ def held_out(run: Run, data: Dataset) -> dict[str, float]:
     if not run.system.model.generator.head.has_likelihood:
         return mean_loss(run.system, run.params, batches, run.config["seed"])
     return likelihood(run.system, compiled(run.system.log_prob), run.params, batches, run.config["seed"])
+
+
+def mistaken(run: Run, data: Dataset) -> dict[str, float]:
+    """How often the model is wrong about the held-out examples' tokens; see `token_errors`."""
+    batches = pipeline.test_batches(data, min(check_eval(run.config), len(data.test)), 0, 1)
+    return token_errors(run.system, run.params, batches, run.config["seed"])
 
 
 def labels_of(run: Run, per_class: int) -> np.ndarray | None:
@@ -145,7 +151,8 @@ def evaluate(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"Cannot write to {folder} ({error.strerror or error}); make it writable.") from error
-    metrics: dict[str, Any] = {"step": run.step} | held_out(run, data) | checks(run, data, check_eval(run.config))
+    metrics: dict[str, Any] = {"step": run.step} | held_out(run, data) | mistaken(run, data)
+    metrics |= checks(run, data, check_eval(run.config))
     if elsewhere is not None:
         metrics["other_data"] = held_out(*elsewhere) | checks(*elsewhere, check_eval(run.config))
     rows, tokens = draw_samples(run)
