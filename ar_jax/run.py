@@ -27,7 +27,7 @@ from ar_jax.evaluation import classification, reconstruction, report
 from ar_jax.models.from_softmax import becomes, from_softmax
 from ar_jax.orders.protocol import within
 from ar_jax.sampling.loop import Given
-from ar_jax.system import System, check_sections, compiled, from_config
+from ar_jax.system import System, check_sections, compiled, from_config, stopped
 from ar_jax.tokenizer_system import TokenizerRun, TokenizerSystem, tokenizer_from_config
 from ar_jax.training.program import TrainOptions, options
 from ar_jax.training.workdir import plain_values, read_config, write_atomically
@@ -62,6 +62,7 @@ class Run:
         seed: int = 0,
         given: np.ndarray | None = None,
         given_mask: np.ndarray | None = None,
+        num_steps: int | None = None,
         **settings: Any,
     ) -> np.ndarray:
         """Draws examples as tokens on their slots.
@@ -73,23 +74,74 @@ class Run:
           seed: the same seed gives the same samples.
           given: [B or 1, L(, C)] tokens to keep where given_mask is true: in-painting, out-painting, continuation.
           given_mask: [B or 1, L] bool.
+          num_steps: leaves after so many network evaluations; see `slots_after`. None draws all tokens.
           **settings: see `System.drawing`; the config's by default.
 
         Returns:
-          [B, L] int32 or [B, L, C] float32.
+          [B, L] int32 or [B, L, C] float32; 0 where nothing was drawn yet.
 
         Raises:
-          UsageError: labels out of range, shapes that do not fit, guidance of an unconditional model, a setting out of range.
+          UsageError: labels out of range, shapes that do not fit, guidance of an unconditional model, a setting out of range,
+            or fewer tokens given than the order takes for told.
         """
         condition, batch_size = self._condition(labels, num_samples)
         drawing = self.system.drawing(**settings)
         if drawing.guidance_scales is not None and condition is None:
             raise UsageError("guidance_scale needs labels to guide towards; pass labels=..., or guidance_scale=1.")
         keep = self._given(given, given_mask, batch_size)
-        drop = np.full(batch_size, condition is None)
-        return np.asarray(
-            compiled(self.system.sample)(self.params, jax.random.key(seed), condition, drop, drawing, keep)
+        drop, system = np.full(batch_size, condition is None), self.system
+        if num_steps is not None:
+            self._check_num_steps(num_steps)
+            system, drawing = stopped(system, num_steps), drawing.first(num_steps)
+        return np.asarray(compiled(system.sample)(self.params, jax.random.key(seed), condition, drop, drawing, keep))
+
+    def slots_after(self, num_steps: int) -> np.ndarray:
+        """[1, L] bool, the slots that so many network evaluations have drawn: a `given_mask` of another run's `sample`.
+
+        Raises:
+          UsageError: more steps than there are, or an order that deals each example other slots.
+        """
+        self._check_num_steps(num_steps)
+        sampler = self.system.sampler
+        if sampler.order.shuffled:
+            raise UsageError(
+                "Each example has an order of its own here, so no slots are the first of all; use 'raster'."
+            )
+        count = sum(sampler.step_sizes[:num_steps])
+        return (np.argsort(np.argsort(sampler.order.step, kind="stable")) < count)[None]
+
+    def _check_num_steps(self, num_steps: int) -> None:
+        most = len(self.system.sampler.feed.chunks)
+        if not 1 <= num_steps <= most:
+            raise UsageError(f"num_steps={num_steps} must lie between 1 and {most}, the steps of a whole example.")
+
+    def rebuilt(self, config: Mapping[str, Any] | None = None, shape: Sequence[int] | None = None) -> Run:
+        """The same parameters in a system of a changed config, or on data of another shape: a larger image, a longer video.
+
+        Rotary, relative and no positions go on beyond those that were trained; learned ones end.
+
+        Args:
+          config: None leaves it as it is.
+          shape: of an example, as `facts.shape`; None leaves it.
+
+        Raises:
+          UsageError: the parameters do not fit.
+        """
+        own, config = self.system.facts, self.config if config is None else config
+        size = own.shape if shape is None else tuple(int(side) for side in shape)
+        return self._on(Facts(own.modality, size, own.levels, own.label_names), config, "This")
+
+    def _on(self, facts: Facts, config: Any, what: str) -> Run:
+        system = from_config(config, facts)
+        shapes = (
+            jax.tree.map(jnp.shape, params) for params in (jax.eval_shape(system.init, jax.random.key(0)), self.params)
         )
+        if next(shapes) != next(shapes):
+            raise UsageError(
+                f"{what} gives examples of shape {facts.shape}, which this model's parameters do not fit; "
+                "leave it out, or train without embeddings of places (config.model.learned_positions=False)."
+            )
+        return Run(system, self.params, config, self.step)
 
     def slots_within(self, region: np.ndarray) -> np.ndarray:
         """[1, L] bool, the slots whose cells lie inside a region [H, W] of the image: a `given_mask` of `sample`.
@@ -193,6 +245,13 @@ class Run:
         return {"label": classes, "prompt": prompt.astype(np.int32)}, count
 
     def _given(self, given: Any, mask: Any, batch_size: int) -> Given | None:
+        order = self.system.sampler.order
+        needed = order.sizes[0] if order.told else 0
+        if needed and (mask is None or np.atleast_2d(mask).sum(axis=1).min() < needed):
+            raise UsageError(
+                f"config.sampling.order.num_told={needed} takes so many tokens of each example for given; pass given and "
+                "given_mask, or set it to 0."
+            )
         if given is None and mask is None:
             return None
         if given is None or mask is None:
@@ -424,16 +483,7 @@ def on_other_data(run: Run) -> tuple[Run, Dataset] | None:
     config = ConfigDict(plain_values(run.config))
     config.data.update(changes)
     data = load_data(config)
-    system = from_config(config, data)
-    shapes = (
-        jax.tree.map(jnp.shape, params) for params in (jax.eval_shape(system.init, jax.random.key(0)), run.params)
-    )
-    if next(shapes) != next(shapes):
-        raise UsageError(
-            f"config.eval.data={changes} gives examples of shape {data.shape}, which this model's parameters do not fit; "
-            "leave it out, or train without embeddings of places (config.model.learned_positions=False)."
-        )
-    return Run(system, run.params, run.config, run.step), data
+    return dataclasses.replace(run._on(data, config, f"config.eval.data={changes}"), config=run.config), data
 
 
 GENERATOR = Kind(

@@ -97,6 +97,13 @@ def compiled(method: Callable[..., Any]) -> Any:
     return call
 
 
+@functools.lru_cache(maxsize=32)
+def stopped(system: System, num_steps: int) -> System:
+    """The system whose sampler leaves after so many network evaluations; the same for the same system."""
+    feed = dataclasses.replace(system.sampler.feed, chunks=system.sampler.feed.chunks[:num_steps])
+    return dataclasses.replace(system, sampler=dataclasses.replace(system.sampler, feed=feed))
+
+
 @struct.dataclass
 class Drawing:
     """How a sampler draws; all values are traced.
@@ -110,6 +117,13 @@ class Drawing:
     filters: Sampling
     guidance_scales: ArrayLike | None = None
     temperature_factors: ArrayLike | None = None
+
+    def first(self, num_steps: int) -> Drawing:
+        """Of the first so many steps."""
+        scales, factors = (
+            a if a is None else np.asarray(a)[:num_steps] for a in (self.guidance_scales, self.temperature_factors)
+        )
+        return Drawing(self.filters, scales, factors)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -313,6 +327,8 @@ def from_config(config: Mapping[str, Any], facts: Facts) -> System:
     token_shape = () if tokenizer.vocab_size else (tokenizer.channels,)
     resample = tokenizer.resample if feed.resampled else None
     model = Autoregressive(generator, order, feed, token_shape, resample, vectors)
+    if order.told:
+        raise UsageError("config.order.num_told is for sampling; set config.sampling.order.num_told instead.")
     if order.adaptive:
         raise UsageError("config.order.adaptive is for sampling; set config.sampling.order.adaptive instead.")
     if hasattr(objective, "check"):
@@ -353,6 +369,10 @@ def _feed(config: Mapping[str, Any], objective: Objective, tokenizer: Tokenizer,
     if order.adaptive and config["kind"] not in ("mask", "query"):
         raise UsageError(
             "config.sampling.order.adaptive needs config.feed.kind='query', or feed 'mask', which objective 'masked' trains."
+        )
+    if order.told and config["kind"] != "mask":
+        raise UsageError(
+            "num_told needs feed 'mask', which reads what is told in every step; leave it out, or train objective 'masked'."
         )
     resampled = getattr(tokenizer, "resample_channels", 0) > 0
     return build(FEEDS, config, "feed", order=order, num_prefix=num_prefix, resampled=resampled)

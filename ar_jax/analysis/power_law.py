@@ -151,7 +151,8 @@ def read_point(workdir: str | Path) -> Point:
         "layer_parameters": sum(count for name, count in counts.items() if name.startswith(LAYERS)),
         "parameters": sum(counts.values()),
     }
-    flops = program.model_flops(batch_shapes(system, program.train.batch_size))
+    batch: Any = batch_shapes(system, program.train.batch_size)
+    flops = program.model_flops(batch)
     if flops is not None:
         sizes["training_flops"] = flops * int(metrics["step"])
     return Point(str(workdir), sizes, metrics)

@@ -19,9 +19,11 @@ def mask(order: Order, num_prefix: int) -> Feed:
 
     Steps of nearly equal size are padded to the largest of them, and so share a shape.
     An adaptive order asks for all tokens in every step, and decides after the answers which of them to keep.
+    A step whose tokens are told is none.
     """
     sizes = np.asarray(order.sizes)
     starts = np.cumsum(sizes) - sizes
+    sizes, starts = sizes[int(order.told) :], starts[int(order.told) :]
     if order.adaptive:
         return Feed(tuple(_step(order.length, num_prefix, s, order.length - s, order.length) for s in starts), False)
     chunks = []

@@ -74,8 +74,9 @@ class Autoregressive:
     @property
     def step_sizes(self) -> tuple[int, ...]:
         """How many tokens each evaluation of the network generates: several steps of the order, if it runs in stages."""
-        count = self.order.num_steps // len(self.feed.chunks)
-        return tuple(sum(self.order.sizes[i : i + count]) for i in range(0, self.order.num_steps, count))
+        sizes = self.order.sizes[int(self.order.told) :]
+        count = len(sizes) // len(self.feed.chunks)
+        return tuple(sum(sizes[i : i + count]) for i in range(0, len(sizes), count))
 
     @property
     def _content_shape(self) -> tuple[int, ...]:

@@ -31,6 +31,7 @@ class Order:
       deal: how a shuffled order deals its slots: (key, which of them come first, [L] bool) to the slots of one example, [L]
         int32 in the order of their generation; None deals them evenly.
       patch: the sides of the patches that are filled one after the other; () where a place is a patch of its own.
+      told: the tokens of the first step are given and never drawn, so that no network evaluation is spent on them.
       dealt: [B, L] int32, the slots of the examples at hand, in the order of their generation; None deals them by a key.
     """
 
@@ -40,6 +41,7 @@ class Order:
     adaptive: bool = False
     deal: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     patch: tuple[int, ...] = ()
+    told: bool = False
     dealt: jax.Array | None = None
 
     def __post_init__(self) -> None:
@@ -54,7 +56,7 @@ class Order:
 
     @property
     def num_steps(self) -> int:
-        """The number of steps, which is the number of network evaluations that generate one example."""
+        """The number of steps, which, but for one that is told, is the number of network evaluations of an example."""
         return int(self.step.max()) + 1
 
     @property

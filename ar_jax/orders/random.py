@@ -110,7 +110,11 @@ def step_sizes(sizes: str | Sequence[int], length: int, num_steps: int | None) -
 
 
 def random(
-    layout: Layout, num_steps: int | None = None, sizes: str | Sequence[int] = "cosine", adaptive: bool = False
+    layout: Layout,
+    num_steps: int | None = None,
+    sizes: str | Sequence[int] = "cosine",
+    adaptive: bool = False,
+    num_told: int = 0,
 ) -> Order:
     """A permutation per example, drawn from a key.
 
@@ -121,10 +125,17 @@ def random(
         "cosine_shares", or the numbers themselves.
       adaptive: each step keeps the tokens that the model is surest of (MaskGIT), or that its order policy draws (LO-ARM, S204);
         for feed 'mask'.
+      num_told: so many tokens stand in front and are given, and all steps are for the others; for feed 'mask'.
 
     Raises:
-      UsageError: more steps than tokens, an unknown `sizes`, or numbers that do not add up.
+      UsageError: more steps than tokens, an unknown `sizes`, numbers that do not add up, or all tokens told.
     """
-    counts = step_sizes(sizes, len(coordinates(layout)), num_steps)
+    length = len(coordinates(layout))
+    if not 0 <= num_told < length:
+        raise UsageError(
+            f"config.order.num_told={num_told} must be at least 0 and below the number of tokens, {length}."
+        )
+    counts = step_sizes(sizes, length - num_told, num_steps)
+    counts = np.concatenate([[num_told], counts]) if num_told else counts
     step = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
-    return Order(step, coordinates(layout), shuffled=True, adaptive=adaptive)
+    return Order(step, coordinates(layout), shuffled=True, adaptive=adaptive, told=num_told > 0)

