@@ -370,10 +370,8 @@ def _feed(config: Mapping[str, Any], objective: Objective, tokenizer: Tokenizer,
         raise UsageError(
             "config.sampling.order.adaptive needs config.feed.kind='query', or feed 'mask', which objective 'masked' trains."
         )
-    if order.told and config["kind"] != "mask":
-        raise UsageError(
-            "num_told needs feed 'mask', which reads what is told in every step; leave it out, or train objective 'masked'."
-        )
+    if order.told and config["kind"] not in ("mask", "query"):
+        raise UsageError("num_told needs config.feed.kind='query', or feed 'mask', which objective 'masked' trains.")
     resampled = getattr(tokenizer, "resample_channels", 0) > 0
     return build(FEEDS, config, "feed", order=order, num_prefix=num_prefix, resampled=resampled)
 

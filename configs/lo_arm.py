@@ -23,6 +23,12 @@ def get_config(variant: str = "base") -> ConfigDict:
     `python train.py --config=configs/lo_arm.py:smoke --workdir=DIR`: 300 steps to 0.97 bits per dimension held
     out, an upper bound; of 500 samples 26 % are molecules, 93 % of these different. After so few steps an order-agnostic model
     (config.objective.uniform=True) is ahead, 0.91 bits and 30 %: the policy has still to be learned.
+
+    So it is after 1000 steps (five minutes) on the first 20,000 molecules of QM9, all of up to 9 heavy atoms: 0.61 bits (19.1 nats
+    a molecule), of 500 samples 24 % molecules, 99 % of these different, 88 % new; the order-agnostic model has 0.53 bits
+    (16.6 nats), 42 %, 99.5 % and 85 %:
+    `python train.py --config=configs/lo_arm.py:smoke --workdir=DIR --config.data.path=molecules/qm9_smiles.csv
+    --config.data.limit=20000 --config.train.num_steps=1000`, then `python eval.py --workdir=DIR --config.eval.batch_size=500`.
     """
     size = choose_variant(VARIANTS, variant)
     config = ConfigDict()

@@ -70,5 +70,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     config.tokenizer = dict(kind="autoencoder") | mar_kl.VARIANTS["base"]
     config.optimizer = dict(kind="adamw", learning_rate=8e-4, b1=0.9, b2=0.95, weight_decay=0.02, clip_norm=3.0)
     config.schedule = dict(kind="constant", warmup_steps=images.epochs(100, 2048))
-    images.train_on_imagenet(config, 256, images.epochs(400 if causal else 800, 2048), batch_size=2048, ema_decay=0.9999)
+    images.train_on_imagenet(
+        config, 256, images.epochs(400 if causal else 800, 2048), batch_size=2048, ema_decay=0.9999
+    )
     return config

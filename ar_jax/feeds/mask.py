@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +59,23 @@ def _step(length: int, num_prefix: int, start: int, size: int, padded: int, most
         asked=np.where(asked < length, num_prefix + asked, 0),  # the prefix, asked for nothing, pads the last step
         num_known=num_prefix + (length if most_known is None else most_known),
     )
+
+
+def with_known(step: Chunk, num_prefix: int, known: jax.Array) -> Chunk:
+    """A step of `mask` that is also fed the values of further ranks, known [B, L] bool: nothing that is given is hidden.
+
+    Returns:
+      A chunk with source and target [B, P + L].
+    """
+    rank = jnp.arange(known.shape[1])[None]
+
+    def told(codes: Any, further: Any) -> jax.Array:
+        codes = jnp.asarray(codes)[None]
+        prefix = jnp.broadcast_to(codes[:, :num_prefix], (len(known), num_prefix))
+        return jnp.concatenate([prefix, jnp.where(known, further, codes[:, num_prefix:])], axis=1).astype(jnp.int32)
+
+    source, target = told(step.source, rank), told(step.target, NOWHERE)
+    return dataclasses.replace(step, source=source, target=target, num_known=len(step))
 
 
 def masked_chunk(length: int, num_prefix: int, known: jax.Array, most_known: int | None = None) -> Chunk:

@@ -19,32 +19,37 @@ def query(order: Order, num_prefix: int) -> Feed:
 
     An adaptive order asks for all tokens that are left in every step, and decides after the answers which of them come next:
     so the network tells where and what in one (S175, arXiv:2504.17069).
+    Tokens that are told are fed behind the prefix, in the first step that draws.
     """
     ranks = groups(order.sizes)
     chunks = []
     for step, now in enumerate(ranks):
-        content = ranks[step - 1] if step else np.asarray([prefix_source(p) for p in range(num_prefix)])
-        place = content if step else np.full(num_prefix, NOWHERE)
+        if order.told and not step:
+            continue
+        content = ranks[step - 1] if step else np.zeros(0, int)
+        place, steps = content, np.full(len(content), step)
+        if step == int(order.told):
+            content = np.concatenate([[prefix_source(p) for p in range(num_prefix)], content]).astype(int)
+            place = np.concatenate([np.full(num_prefix, NOWHERE), place])
+            steps = np.concatenate([prefix_steps(num_prefix), steps])
         if order.adaptive:
-            chunks.append(_left(content, place, step, prefix_steps(num_prefix), int(now[0]), order.length))
+            chunks.append(_left(content, place, steps, step, int(now[0]), order.length))
             continue
         chunks.append(
             chunk(
                 source=np.concatenate([content, np.full(len(now), BLANK)]),
                 place=np.concatenate([place, now]),
                 target=np.concatenate([np.full(len(content), NOWHERE), now]),
-                step=np.concatenate(
-                    [np.full(len(content), step) if step else prefix_steps(num_prefix), np.full(len(now), step)]
-                ),
+                step=np.concatenate([steps, np.full(len(now), step)]),
                 num_remembered=len(content),
             )
         )
     return Feed(tuple(chunks))
 
 
-def _left(content: np.ndarray, place: np.ndarray, step: int, first: np.ndarray, start: int, length: int) -> Chunk:
+def _left(content: np.ndarray, place: np.ndarray, steps: np.ndarray, step: int, start: int, length: int) -> Chunk:
     """A step that is fed `content` and asks for every rank from `start` on; the ranks before only pad."""
-    rank, steps = np.arange(length), np.full(len(content), step) if step else first
+    rank = np.arange(length)
     left = np.where(rank >= start, rank, NOWHERE)
     return chunk(
         source=np.concatenate([content, np.full(length, BLANK)]),

@@ -125,7 +125,7 @@ def random(
         "cosine_shares", or the numbers themselves.
       adaptive: each step keeps the tokens that the model is surest of (MaskGIT), or that its order policy draws (LO-ARM, S204);
         for feed 'mask'.
-      num_told: so many tokens stand in front and are given, and all steps are for the others; for feed 'mask'.
+      num_told: so many tokens stand in front and are given, and all steps are for the others; for feeds "mask" and "query".
 
     Raises:
       UsageError: more steps than tokens, an unknown `sizes`, numbers that do not add up, or all tokens told.

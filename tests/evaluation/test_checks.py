@@ -46,3 +46,25 @@ def test_samples_of_molecules_are_judged_by_their_data() -> None:
     metrics = runs.report.checks(run, runs.load_data(run.config), 50)
     assert set(metrics) == {"valid_fraction", "unique_fraction", "novel_fraction"}
     assert metrics["valid_fraction"] < 0.1  # nothing was learned yet
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("variant", "num_steps", "bits"), [("smoke", 150, 1.3), ("digits", 60, 0.8)])
+def test_a_learned_order_is_trained_and_measured_on_molecules_and_on_digits(
+    tmp_path: Path, variant: str, num_steps: int, bits: float
+) -> None:
+    """LO-ARM (S204), as eval.py tells it: the bound, and of molecules how many samples are valid, different and new."""
+    config = ar_jax.get_config(CONFIG.with_name(f"lo_arm.py:{variant}"))
+    config.train.num_steps = num_steps
+    config.mesh = dict(data=1)
+    run = ar_jax.train(config, tmp_path)
+    runs.evaluate(run, tmp_path)
+    metrics = json.loads((tmp_path / "eval/metrics.json").read_text())
+    assert metrics["bits_per_dim"] < bits  # without learning 3.2, and 1
+    assert metrics["network_evaluations_per_sample"] == run.system.model.order.length
+    order_nats = [json.loads(line)["order_nats"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all(nats >= -1e-4 for nats in order_nats) and max(order_nats) > 1e-5  # the policy has left the uniform one
+    if variant == "smoke":
+        assert metrics["valid_fraction"] > 0.05 and metrics["unique_fraction"] > 0.5 < metrics["novel_fraction"]
+    else:
+        assert "valid_fraction" not in metrics and (tmp_path / "eval/samples.png").exists()

@@ -102,6 +102,21 @@ def test_all_that_is_known_is_fed(feed: str, order: str, num_prefix: int) -> Non
         assert (chunk.source[chunk.num_remembered :] == BLANK).all()  # what is forgotten carried nothing
 
 
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("feed", ["query", "mask"])
+def test_what_is_told_is_fed_before_the_first_answer_and_never_asked_for(feed: str, adaptive: bool) -> None:
+    options = dict(kind="random", num_steps=3, sizes="uniform", adaptive=adaptive, num_told=4)
+    order = build(ORDERS, options, "order", layout=LAYOUTS["image"])
+    made = FEEDS[feed](order, 2)
+    assert order.sizes == (4, 1, 2, 2) and len(made.chunks) == 3
+    known: set[int] = set()
+    for chunk, start in zip(made.chunks, (4, 5, 7), strict=True):
+        assert chunk.answers[chunk.answers >= 0].min() == start
+        known = (known if made.remembers else set()) | {int(s) for s in chunk.source if s != BLANK}
+        assert known == {prefix_source(0), prefix_source(1), *range(start)}
+    assert made.max_len == (2 + 7 if made.remembers else 0)
+
+
 @every_feed
 def test_values_stand_at_their_own_place_or_where_they_are_asked(feed: str, order: str, num_prefix: int) -> None:
     made, _, _ = setting(feed, order, num_prefix)
