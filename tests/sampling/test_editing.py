@@ -91,8 +91,10 @@ def check_that_the_rest_follows(run: Run, labels: Any, given: np.ndarray, mask: 
     one_free = (
         system.sampler.order.adaptive
     )  # the network chooses what comes next, so of the order only its end is sure
-    if one_free:
-        mask = np.arange(mask.shape[1])[None] != mask.shape[1] // 3
+    if one_free:  # another slot in each of many examples
+        given, labels = np.repeat(given, 12, axis=0), labels and np.repeat(labels, 12)
+        length = mask.shape[1]
+        mask = np.arange(length)[None] != (np.arange(len(given)) * length // len(given))[:, None]
     count, cold = len(given), dict(temperature=0.0, guidance_scale=1.0)
     drawn = run.sample_tokens(labels, None if labels is not None else count, seed, given, mask, **cold)
     kept = np.broadcast_to(mask, drawn.shape[:2])
