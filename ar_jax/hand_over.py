@@ -109,7 +109,7 @@ def main(arguments: Sequence[str]) -> None:
         raise UsageError(f"{left[0]!r} is not a flag; write --first=RUN --second=RUN.")
     first, second = load(values.first), load(values.second)
     if not (isinstance(first, Run) and isinstance(second, Run)):
-        raise UsageError("hand_over needs two generators, and one of these runs is a tokenizer; name others.")
+        raise UsageError("hand_over needs two generators, and one of these runs is none; name others.")
     if first.system.facts.modality != "image":
         raise UsageError("hand_over shows images; from Python, ar_jax.hand_over.hand_over draws other tokens, too.")
     count = first.system.facts.num_classes

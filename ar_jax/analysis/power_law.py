@@ -26,7 +26,7 @@ from ar_jax import command
 from ar_jax.config import UsageError
 from ar_jax.plan import batch_shapes
 from ar_jax.run import read_facts, system_of
-from ar_jax.tokenizer_system import trains_tokenizer
+from ar_jax.system import System
 from ar_jax.training.paths import named_leaves
 from ar_jax.training.program import make_program
 from ar_jax.training.workdir import plain_values, read_config
@@ -140,10 +140,10 @@ def read_point(workdir: str | Path) -> Point:
       UsageError: there is no run, its model does not build any more, or it was never evaluated.
     """
     config, facts = read_config(workdir), read_facts(workdir)
-    if trains_tokenizer(config):
-        raise UsageError(f"{workdir} holds a tokenizer; name the directories of generators.")
     config.mesh = dict(data=1)
     system = system_of(config, facts)
+    if not isinstance(system, System):
+        raise UsageError(f"{workdir} holds no generator; name the directories of some.")
     program = make_program(system, config)
     metrics = _metrics(Path(workdir))
     counts = {n: leaf.size for n, leaf in named_leaves(program.shapes.params).items() if not system.frozen(n)}
