@@ -28,6 +28,9 @@ from ar_jax.run import Run, load
 from ar_jax.training.workdir import plain_values
 
 
+SHOWN = 16  # samples in a row of the picture
+
+
 def hand_over(
     first: Run,
     second: Run,
@@ -123,13 +126,13 @@ def main(arguments: Sequence[str]) -> None:
     told_after = told(second, int(first.slots_after(values.num_steps).sum()))
     evaluations = alone | {"both": values.num_steps + num_evaluations(told_after)}
     found = {name: timed(draw) for name, draw in drawn.items()}
-    rows = [(f"{name}, {evaluations[name]}", second.decode(tokens)) for name, (tokens, _) in found.items()]
+    rows = [(f"{name}, {evaluations[name]}", second.decode(tokens[:SHOWN])) for name, (tokens, _) in found.items()]
     out = Path(values.out)
     try:
         Image.fromarray(pictures.grid(rows, "network evaluations")).save(out)
     except (OSError, ValueError) as error:
         raise UsageError(f"The picture cannot be written to {out} ({error}); choose another --out.") from error
-    print(f"hand_over: {out} shows {values.num_samples} samples of each")
+    print(f"hand_over: {out} shows {min(values.num_samples, SHOWN)} samples of each")
     seconds = {name: time / values.num_samples for name, (_, time) in found.items()}
     print(json.dumps({"network_evaluations": evaluations, "seconds_per_sample": seconds}))
 
