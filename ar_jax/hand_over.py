@@ -27,7 +27,6 @@ from ar_jax.evaluation import pictures
 from ar_jax.run import Run, load
 from ar_jax.training.workdir import plain_values
 
-
 SHOWN = 16  # samples in a row of the picture
 
 
