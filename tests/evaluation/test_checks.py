@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cases
+import numpy as np
 import pytest
 
 import ar_jax
 from ar_jax import run as runs
 from ar_jax.config import UsageError
+from ar_jax.evaluation.likelihood import token_errors
+from ar_jax.sampling.likelihood import teacher_forced
 
 CONFIG = Path(__file__).parents[2] / "configs/addition.py:smoke"
 
@@ -46,6 +50,19 @@ def test_samples_of_molecules_are_judged_by_their_data() -> None:
     metrics = runs.report.checks(run, runs.load_data(run.config), 50)
     assert set(metrics) == {"valid_fraction", "unique_fraction", "novel_fraction"}
     assert metrics["valid_fraction"] < 0.1  # nothing was learned yet
+
+
+def test_a_token_is_wrong_where_another_one_is_likelier_and_what_fills_a_batch_does_not_count() -> None:
+    system = cases.tiny()
+    params, model = cases.tiny_params(system), system.model
+    tokens, labels = np.asarray(cases.tokens(system, 4)), np.asarray([0, 1, 2, 2], np.int32)
+    context = model.context(None, 4, labels)
+    hidden, target = teacher_forced(model, model.feed.parallel(), params, tokens, context)
+    others = np.stack([model.ask(params, "log_prob", hidden, np.full_like(target, level)) for level in range(3)])
+    wrong = (others > np.asarray(model.ask(params, "log_prob", hidden, target))).any(axis=0)
+    batch = {"tokens": tokens, "label": labels, "weight": np.asarray([1, 1, 1, 0])}
+    found = token_errors(system, params, [batch])["token_error_rate"]
+    assert found == pytest.approx(wrong[:3].mean()) and wrong[3].mean() != found and 0 < found < 1
 
 
 @pytest.mark.slow
