@@ -43,7 +43,7 @@ def _decode(
     batch, length, heads, width = q.shape
     shared, own = k.shape[2], begin.shape[2]
     each = heads // own  # query heads that read the same blocks
-    named, count = _named_first(begin // block_size, begin >= 0)
+    named, count = named_first(begin // block_size, begin >= 0)
     slots = max(1, min(FETCHED_KEYS // block_size, begin.shape[3]))
     pad = -begin.shape[3] % slots
     named = jnp.pad(named, ((0, 0),) * 3 + ((0, pad),), mode="edge")
@@ -83,7 +83,7 @@ def _decode(
     return out[:, :, :each].reshape(q.shape).astype(v.dtype), lse[:, :, :each, 0].reshape(q.shape[:3])
 
 
-def _named_first(block: Array, there: Array) -> tuple[Array, Array]:
+def named_first(block: Array, there: Array) -> tuple[Array, Array]:
     """Blocks [..., M], those that are there in front, the last of them repeated behind; and how many these are, [...]."""
     order = jnp.argsort(~there, axis=-1, stable=True)
     count = there.sum(axis=-1, dtype=jnp.int32)

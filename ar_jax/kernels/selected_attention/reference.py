@@ -13,9 +13,9 @@ def reference(
 ) -> tuple[Array, Array]:
     """See `selected_attention`. Cost: O(B T N S H), whatever is named."""
     del aligned
-    place = jnp.arange(k.shape[1], dtype=jnp.int32)
-    inside = (place >= begin[..., None]) & (place < begin[..., None] + block_size) & (begin[..., None] >= 0)
-    seen = inside.any(axis=3) & (place < limit[..., None, None])  # [B, T, K or N, S]
+    place, begin = jnp.arange(k.shape[1], dtype=jnp.int32)[None, None, None, None], begin[..., None]
+    inside = (place >= begin) & (place < begin + block_size) & (begin >= 0)
+    seen = inside.any(axis=3) & (place[:, :, :, 0] < limit[..., None, None])  # [B, T, K or N, S]
     seen = jnp.repeat(seen, q.shape[2] // seen.shape[2], axis=2)
     k, v = (jnp.repeat(a, q.shape[2] // a.shape[2], axis=2) for a in (k, v))
     logits = jnp.einsum("btnh,bsnh->btns", q, k, preferred_element_type=jnp.float32) * scale
