@@ -49,6 +49,7 @@ def _decode(
     named = jnp.pad(named, ((0, 0),) * 3 + ((0, pad),), mode="edge")
     visits = named.shape[3] // slots
     rows = each + -each % ROWS
+    ragged = k.shape[1] % block_size > 0
     queries = q.reshape(batch * length, own, each, width)
     queries = jnp.pad(queries, ((0, 0), (0, 0), (0, rows - each), (0, 0)))
     k, v = (_left_in_place(jnp.swapaxes(a, 1, 2)) for a in (k, v))  # [B, K, S, H]
@@ -64,7 +65,7 @@ def _decode(
 
     parts = [block(slot) for slot in range(slots)]
     out, lse = pl.pallas_call(
-        functools.partial(_kernel, slots=slots, visits=visits, heads=own, scale=scale),
+        functools.partial(_kernel, slots=slots, visits=visits, heads=own, ragged=ragged, scale=scale),
         name="selected_attention_decode",
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
@@ -98,7 +99,16 @@ def _left_in_place(array: Array) -> Array:
 
 
 def _kernel(
-    named: Any, count: Any, limit: Any, q: Any, *refs: Any, slots: int, visits: int, heads: int, scale: float
+    named: Any,
+    count: Any,
+    limit: Any,
+    q: Any,
+    *refs: Any,
+    slots: int,
+    visits: int,
+    heads: int,
+    ragged: bool,
+    scale: float,
 ) -> None:
     """Query rows along sublanes, keys along lanes."""
     keys, values, (out, lse, total, weight, peak) = refs[:slots], refs[slots : 2 * slots], refs[2 * slots :]
@@ -132,7 +142,8 @@ def _kernel(
             return lane < bound
 
         k, v = (jnp.concatenate([ref[...] for ref in part], axis=0) for part in (keys, values))
-        v = jnp.where(seen(0, v.shape), v, jnp.zeros((), v.dtype))  # beyond the cache anything may lie
+        if ragged:  # the last block reaches beyond the cache, where anything may lie
+            v = jnp.where(seen(0, v.shape), v, jnp.zeros((), v.dtype))
         product = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
         logits = product(q[...], k, (((1,), (1,)), ((), ()))) * scale
         here = seen(1, logits.shape)
