@@ -77,6 +77,7 @@ class SeerAttention(nn.Module):
     num_kv_heads: int | None = None
     head_dim: int | None = None
     rope_base: float = 10000.0
+    qkv_bias: bool = False
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
@@ -84,7 +85,7 @@ class SeerAttention(nn.Module):
     causal: ClassVar[bool] = True
 
     def _softmax(self, **more: Any) -> Softmax:
-        names = ("embed_dim", "num_heads", "num_kv_heads", "head_dim", "rope_base", "dtype", "param_dtype")
+        names = ("embed_dim", "num_heads", "num_kv_heads", "head_dim", "rope_base", "qkv_bias", "dtype", "param_dtype")
         return Softmax(**{name: getattr(self, name) for name in names}, **more)
 
     def setup(self) -> None:
