@@ -237,6 +237,7 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "two_pass": dict(kind="two_pass"),
     "masked_autoencoder": dict(kind="masked_autoencoder", decoder_dim=12, decoder_mlp_dim=20, prefix_positions=True),
     "axial_transformer": dict(kind="axial_transformer", outer_layers=1),
+    "axial_transformer, three axes": dict(kind="axial_transformer", outer_layers=1, slice_shape=(2, 2)),
     "block_transformer": dict(kind="block_transformer", decoder_dim=12, decoder_layers=1),
     "block_transformer, summation": dict(
         kind="block_transformer", strategy="summation", block_length=2, decoder_layers=1, side_by_side=True

@@ -15,7 +15,7 @@ SEGMENTS = {"base": (4, None, 64, 64), "smoke": (4, None, 16, 16), "medium": (10
 def get_config(variant: str = "base") -> ConfigDict:
     """Every other layer has no attention, but transforms 16 bytes of its past; attention remembers the segment before.
 
-    `python train.py --config=configs/mixers/fnet.py:smoke --workdir=DIR`: 40 steps to SMOKE bits per byte held out
+    `python train.py --config=configs/mixers/fnet.py:smoke --workdir=DIR`: 40 steps to 4.87 bits per byte held out
     (of tiny_shakespeare).
 
     A window of text is four segments, which are read at once: each is given the memory that the one before it left, without

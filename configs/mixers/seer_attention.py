@@ -21,9 +21,9 @@ def get_config(variant: str = "base") -> ConfigDict:
     attention, in SOFTMAX, and then `python train.py --config=configs/mixers/seer_attention.py:distill
     --config.train.init_from=SOFTMAX --workdir=DIR`; sample with `--config.model.mixer.dense=False`.
 
-    `qwen_14b` has a published model's layers (its tokens are bytes here, 2048 at a time), blocks of 64 tokens and a budget of 64 blocks: the
-    paper's 4K tokens; `--config.model.mixer.block_size=128 --config.model.mixer.num_blocks=32` is its other setting, and
-    `--config.model.mixer.threshold=0.005` with more blocks its other way to choose.
+    `qwen_14b` has a published model's layers (its tokens are bytes here, 2048 at a time), blocks of 64 tokens and a budget of
+    64 blocks: the paper's 4K tokens; `--config.model.mixer.block_size=128 --config.model.mixer.num_blocks=32` is its other
+    setting, and `--config.model.mixer.threshold=0.005` with more blocks its other way to choose.
     """
     if variant == "qwen_14b":
         config = text.language_model(
