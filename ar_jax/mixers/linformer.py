@@ -85,15 +85,15 @@ class Linformer(nn.Module):
     def init_shared(self, batch_size: int, length: int) -> tuple[Array, Array, Array] | None:
         """See Mixer: with share_layers the first layer's E and F, and whether there has been a layer."""
         shape = (self.num_rows, 1 if self.share_heads else self.dims[1], self.rank)
-        none = (*(jnp.zeros(shape, self.param_dtype) for _ in range(2)), jnp.zeros((), bool))
-        return none if self.share_layers else None
+        empty = jnp.zeros(shape, self.param_dtype)
+        return (empty, empty, jnp.zeros((), bool)) if self.share_layers else None
 
     def __call__(self, x: Array, tokens: Tokens, state: Any = None) -> tuple[Array, Any]:
         """See Mixer."""
         tables = self._tables()
         if isinstance(state, Carried):
-            *firsts, there = state.shared
-            tables = tuple(jnp.where(there, *pair) for pair in zip(firsts, tables, strict=True))
+            keys, values, there = state.shared
+            tables = jnp.where(there, keys, tables[0]), jnp.where(there, values, tables[1])
             state = Carried(state.state, (*tables, jnp.ones_like(there)))
         elif self.share_layers:
             raise UsageError(

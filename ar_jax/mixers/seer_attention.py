@@ -167,7 +167,7 @@ class SeerAttention(nn.Module):
         """What the gate knows after further keys [B, T, K, H]; only the blocks that they are in are pooled and projected."""
         size, first = self.block_size, before.line.count // self.block_size
         touched = (size + k.shape[1] - 2) // size + 1
-        fresh = empty_pools(*before.pools.shape[:2], before.pools.shape[3])[:, None]
+        fresh = empty_pools(len(k), k.shape[2], k.shape[3])[:, None]
         pools = jnp.concatenate([before.pools[:, None], jnp.repeat(fresh, touched - 1, axis=1)], axis=1)
         block = jnp.where(reach.place < line.size, reach.place // size - first[:, None], touched)
         pools = jax.vmap(_joined)(pools, block, k.astype(jnp.float32))
@@ -225,5 +225,5 @@ def _joined(pools: Array, block: Array, k: Array) -> Array:
         high, low, total = (pools[:, :, i] for i in range(3))
         own = (jnp.arange(len(pools)) == block)[:, None, None, None]
         return jnp.where(own, jnp.stack([jnp.maximum(high, k), jnp.minimum(low, k), total + k], axis=2), pools)
-    high, low, total = (pools[:, :, i].at[block] for i in range(3))
-    return jnp.stack([high.max(k, mode="drop"), low.min(k, mode="drop"), total.add(k, mode="drop")], axis=2)
+    to = [pools[:, :, i].at[block] for i in range(3)]
+    return jnp.stack([to[0].max(k, mode="drop"), to[1].min(k, mode="drop"), to[2].add(k, mode="drop")], axis=2)

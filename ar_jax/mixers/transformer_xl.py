@@ -59,7 +59,7 @@ class TransformerXL(nn.Module):
             )
         self.softmax = self._softmax()
         heads, _, head_dim = self.softmax.dims
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         self.distance = Dense(heads * head_dim, use_bias=False, **types)
         start = nn.initializers.normal(0.02)
         self.content_bias, self.distance_bias = (

@@ -252,11 +252,12 @@ class AxialTransformer(nn.Module):
             empty = jnp.zeros((batch, count, a.shape[2]), a.dtype)
             return jax.vmap(lambda row, i, new: row.at[i].set(new, mode="drop"))(empty, slot, a)
 
-        y, position, told, group = in_slots(x), in_slots(tokens.position), 0, count
+        y, position, group = in_slots(x), in_slots(tokens.position), count
+        told = jnp.zeros((batch, count + places, self.embed_dim), y.dtype)
         for outer, tell, shape in zip(self.outer, self.tell, self.shapes, strict=True):
             size = math.prod(shape)
-            cut = (a.reshape(-1, group // size, size, a.shape[2]) for a in (y, position))
-            context = outer(*cut, deterministic)
+            cells = (-1, group // size, size)
+            context = outer(y.reshape(*cells, y.shape[2]), position.reshape(*cells, position.shape[2]), deterministic)
             if group == count:  # behind the last slice a query may ask for the next
                 context = jnp.pad(context, ((0, 0), (1, 0), (0, 0), (0, 0))).reshape(batch, count + places, -1)
             else:
@@ -305,7 +306,7 @@ def _one_token(
     for level, own in enumerate(state.slices):
         place = state.count % own.filling.shape[1]
         filling = jax.lax.dynamic_update_slice_in_dim(own.filling, hidden.astype(own.filling.dtype), place, axis=1)
-        slices.append(own.replace(filling=filling))
+        slices.append(dataclasses.replace(own, filling=filling))
         hidden = hidden + blocks.tell(level, jax.lax.dynamic_slice_in_dim(own.context, place, 1, axis=1))
     begins = place == 0  # the last level's slices are lines
     token, inner = Tokens(state.count[None, None], position[:, None], 1), []
@@ -341,9 +342,9 @@ def _next_slice(blocks: Unbound, fresh: Lines, level: int, state: Lines) -> Line
     start = (state.count - size) % state.position.shape[1]
     position = jax.lax.dynamic_slice_in_dim(state.position, start, size, axis=1)
     context, columns = blocks.outer(level, own.filling, position, number, own.columns)
-    new = own.replace(context=context, columns=columns)
+    new = dataclasses.replace(own, context=context, columns=columns)
     if level:
         ends = state.count % around == 0
-        empty = fresh.slices[level].replace(filling=own.filling)
+        empty = dataclasses.replace(fresh.slices[level], filling=own.filling)
         new = jax.tree.map(lambda a, b: jnp.where(ends, a, b), empty, new)
-    return state.replace(slices=(*state.slices[:level], new, *state.slices[level + 1 :]))
+    return dataclasses.replace(state, slices=(*state.slices[:level], new, *state.slices[level + 1 :]))

@@ -134,7 +134,7 @@ def _kernel(
             for slot in range(slots)
         ]
 
-        def seen(axis: int, shape: tuple[int, int]) -> Array:
+        def seen(axis: int, shape: tuple[int, ...]) -> Array:
             lane = jax.lax.broadcasted_iota(jnp.int32, shape, axis)
             bound = jnp.full(shape, readable[0], jnp.int32)
             for slot in range(1, slots):
