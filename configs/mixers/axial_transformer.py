@@ -11,7 +11,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     """Half of the layers are outer ones, along rows and from row to row, half are inner ones along the row.
 
     `python train.py --config=configs/mixers/axial_transformer.py:smoke --workdir=DIR`: 40 steps to 2.54 bits per dimension
-    held out. `video_smoke`, digits that move through 3 frames of 9 x 9: VIDEO.
+    held out. `video_smoke`, digits that move through 3 frames of 9 x 9: 40 steps to 2.17.
 
     In videos the frames are an axis of their own: what past frames tell is computed once a frame, what past rows tell once a
     row.
