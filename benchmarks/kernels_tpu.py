@@ -132,6 +132,23 @@ def _selective_scan(case: Case) -> tuple[Callable[..., Any], list[Any]]:
     return selective_scan, [x, wide, ((width, states), jnp.float32), *[((1, case.length, states), jnp.float32)] * 2]
 
 
+def _selected_attention(case: Case) -> tuple[Callable[..., Any], list[Any]]:
+    """A token whose key heads each name 32 blocks of 64, in a cache that has a head's keys behind one another."""
+    import jax.numpy as jnp
+
+    from ar_jax.kernels.selected_attention import selected_attention
+
+    queries = 1 if case.direction == "decode" else case.length
+    cache, q = ((1, HEADS, case.length, case.head_dim), jnp.bfloat16), (1, queries, 4 * HEADS, case.head_dim)
+    named = ((1, queries, HEADS, 32), jnp.int32)
+
+    def attend(q: Any, k: Any, v: Any, begin: Any, limit: Any) -> Any:
+        k, v = (jnp.swapaxes(a, 1, 2) for a in (k, v))
+        return selected_attention(q, k, v, begin, limit, block_size=64, aligned=True)
+
+    return attend, [(q, jnp.bfloat16), cache, cache, named, ((1, queries), jnp.int32)]
+
+
 KERNELS: dict[str, Callable[[Case], tuple[Callable[..., Any], list[Any]]]] = {
     "step_attention": _step_attention,
     "linear_attention": _linear_attention("none"),
@@ -141,7 +158,15 @@ KERNELS: dict[str, Callable[[Case], tuple[Callable[..., Any], list[Any]]]] = {
     "delta_attention": _delta_attention,
     "dplr_attention": _dplr_attention,
     "selective_scan": _selective_scan,
+    "selected_attention": _selected_attention,
 }
+
+
+def directions(kernel: str) -> tuple[str, ...]:
+    """What there is to compile of a kernel: single tokens have a form of their own, or are all that it is for."""
+    if kernel == "selected_attention":
+        return ("decode",)
+    return ("forward", "backward", *(["decode"] if kernel.startswith(("step", "linear")) else []))
 
 
 def _shape(length: int, head_dim: int) -> tuple[tuple[int, ...], Any]:
@@ -213,7 +238,7 @@ def cases_of(options: argparse.Namespace) -> Iterator[Case]:
             for length in options.length:
                 for head_dim in options.head_dim:
                     for direction in options.direction:
-                        if direction != "decode" or kernel.startswith(("step", "linear")):
+                        if direction in directions(kernel):
                             yield Case(kernel, direction, length, head_dim)
 
 
@@ -258,7 +283,9 @@ def main() -> None:
                 cells = [names, f"{kernels:,}", f"{around:,}", f"{bound:,.0f}", ratio]
             else:
                 (moved,) = compile_apart([case], chip)
-                counts = case.direction == "decode" and case.kernel != "step_attention"  # that is a Pallas kernel
+                counts = case.direction == "decode" and case.kernel.startswith(
+                    "linear"
+                )  # the others are Pallas kernels
                 told = f"moves {moved / traffic(case):.2f} times the least" if counts else ""
                 cells = ["compiles", "", told, *[""] * 2]
             lines.append("| " + " | ".join([str(case), chip, *cells]) + " |")

@@ -120,6 +120,7 @@ ROWS: dict[str, Row] = {
         None,
         ("dynamic_conv",),
     ),
+    "transformer_xl": (dict(kind="transformer_xl", num_heads=HEADS), "step_attention", ()),
     "linformer": (dict(kind="linformer", num_heads=HEADS, rank=32), None, ("linformer",)),
     "loki": (dict(kind="loki", num_heads=HEADS, num_keys=64, rank=8), None, ("loki",)),
     "mega": (dict(kind="mega", z_dim=32, ema_dim=8, chunk_size=32), None, ("mega",)),

@@ -97,6 +97,8 @@ MIXERS: dict[str, dict[str, Any]] = {
     "mega, both ways": dict(kind="mega", z_dim=4, v_dim=6, ema_dim=2, attention="relu2", causal=False, truncation=3),
     "mega, both ways, chunks": dict(kind="mega", z_dim=4, v_dim=6, ema_dim=2, chunk_size=4, causal=False),
     "hrrformer": dict(kind="hrrformer", num_heads=2),
+    "transformer_xl": dict(kind="transformer_xl", num_heads=2, segment_length=3, memory_length=2),
+    "transformer_xl, blocks": dict(kind="transformer_xl", num_heads=2, segment_length=4, memory_length=0),
     "linformer": dict(kind="linformer", num_heads=2, rank=3),
     "linformer, per head, multi-query": dict(kind="linformer", num_heads=2, num_kv_heads=1, rank=2, share_heads=False),
     "linformer, shared values": dict(kind="linformer", num_heads=2, rank=2, share_values=True),
@@ -235,6 +237,7 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "two_pass": dict(kind="two_pass"),
     "masked_autoencoder": dict(kind="masked_autoencoder", decoder_dim=12, decoder_mlp_dim=20, prefix_positions=True),
     "axial_transformer": dict(kind="axial_transformer", outer_layers=1),
+    "axial_transformer, three axes": dict(kind="axial_transformer", outer_layers=1, slice_shape=(2, 2)),
     "block_transformer": dict(kind="block_transformer", decoder_dim=12, decoder_layers=1),
     "block_transformer, summation": dict(
         kind="block_transformer", strategy="summation", block_length=2, decoder_layers=1, side_by_side=True

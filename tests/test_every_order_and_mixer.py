@@ -32,6 +32,7 @@ CAUSAL += [("softmax", o, "auto", "decoder, post-norm") for o in ("raster", "nex
 CAUSAL += [("softmax", "raster", "auto", "decoder, no MLPs, grouped adaLN")]
 CAUSAL += [("within and across steps", "next_scale", "auto", "decoder, MLP in every other layer")]
 CAUSAL += [("softmax", o, "auto", "axial_transformer") for o in ("raster", "random", "random, in sets")]
+CAUSAL += [("softmax", "random, in sets", "auto", "axial_transformer, three axes")]
 CAUSAL += [("softmax", o, "shift", "block_transformer") for o in ("raster", "random, in sets")]
 CAUSAL += [("linear", "raster", "shift", "block_transformer, summation")]
 CAUSAL += [("softmax", "raster", "shift", "block_transformer, cross-attention")]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from ar_jax.kernels.selected_attention import masked_softmax
+from ar_jax.kernels.selected_attention.xla import masked_softmax
 
 
 @struct.dataclass

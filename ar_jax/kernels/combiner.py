@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ar_jax.kernels.selected_attention import in_query_chunks, masked_softmax
+from ar_jax.kernels.selected_attention.xla import in_query_chunks, masked_softmax
 
 LARGEST_GATHER = 1 << 18  # keys and abstractions at a time, for each example and head
 

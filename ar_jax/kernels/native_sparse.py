@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from ar_jax.kernels.selected_attention import in_query_chunks, masked_softmax, selected_attention
+from ar_jax.kernels.selected_attention import selected_attention
+from ar_jax.kernels.selected_attention.xla import in_query_chunks, masked_softmax
 
 LARGEST_TABLE = 1 << 20  # logits of blocks at a time, for each example and head
 
@@ -38,6 +39,7 @@ def native_sparse(
     block_size: int,
     num_blocks: int,
     scale: float,
+    aligned: bool = False,
 ) -> tuple[Array, Array, Array, Array]:
     """Compression and selection.
 
@@ -55,6 +57,7 @@ def native_sparse(
       block_size: keys of a block.
       num_blocks: to be selected by each query.
       scale: of the logits.
+      aligned: blocks begin at multiples of block_size.
 
     Returns:
       Compression's output [B, T, N, H] and log-sum-exp [B, T, N], the selected blocks [B, T, K, num_blocks] (-1: none) and
@@ -79,7 +82,8 @@ def native_sparse(
     first, limit = jnp.broadcast_to(first, shape), jnp.broadcast_to(limit, shape)
     out, lse, chosen = in_query_chunks(choose, (q, first, limit), LARGEST_TABLE // begin.shape[1])
     starts = jax.vmap(lambda row, i: row[i])(begin, chosen)
-    read, _ = selected_attention(q, k, v, jnp.where(chosen >= 0, starts, -1), limit, block_size=block_size, scale=scale)
+    named = jnp.where(chosen >= 0, starts, -1)
+    read, _ = selected_attention(q, k, v, named, limit, block_size=block_size, aligned=aligned, scale=scale)
     return out, lse, jnp.pad(chosen, ((0, 0),) * 3 + ((0, num_blocks - count),), constant_values=-1), read
 
 

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ar_jax.kernels.selected_attention import in_query_chunks, selected_attention
+from ar_jax.kernels.selected_attention import selected_attention
+from ar_jax.kernels.selected_attention.xla import in_query_chunks
 from ar_jax.kernels.step_attention.visibility import Visibility
 
 LARGEST_TABLE = 1 << 20  # scores at a time, for each example and head

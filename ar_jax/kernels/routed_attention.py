@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ar_jax.kernels.selected_attention import masked_softmax
+from ar_jax.kernels.selected_attention.xla import masked_softmax
 
 ITSELF = (
     -5e4

@@ -35,6 +35,7 @@ from ar_jax.mixers.softmax import Softmax
 from ar_jax.mixers.sparsek import SparseK
 from ar_jax.mixers.subsampled import Subsampled
 from ar_jax.mixers.toeplitz import Toeplitz
+from ar_jax.mixers.transformer_xl import TransformerXL
 from ar_jax.mixers.ttt import TTT
 from ar_jax.mixers.vision_retention import VisionRetention
 
@@ -63,6 +64,7 @@ MIXERS = {
     "sparsek": SparseK,
     "subsampled": Subsampled,
     "toeplitz": Toeplitz,
+    "transformer_xl": TransformerXL,
     "vision_retention": VisionRetention,
     "mamba": Mamba,
     "mamba2": Mamba2,

@@ -89,28 +89,28 @@ class Combiner(nn.Module):
         (q, k, v), writes, starts, back = in_time((q, k, v), tokens)
         before = self.init_state(x.shape[0], x.shape[1], 1) if state is None else state
         line, reach = extended(before.line, jnp.concatenate([q, k], axis=-1), v, writes, starts)
-        how = self._how(line.k.shape[1])
+        how = self._how(line.size)
         if starts is not None:
             out = self._packed(q, line, reach, how)
             return self.out(merge_heads(back(out))), None
-        past_q, past_k = jnp.split(line.k, 2, axis=-1)
+        past_q, past_k = jnp.split(line.keys, 2, axis=-1)
         if state is not None and q.shape[1] == 1:
             pairs = zip(state.tables, how.groups, strict=True)
-            tables = tuple(updated(t, past_q, past_k, line.v, g, reach.place[:, 0]) for t, g in pairs)
+            tables = tuple(updated(t, past_q, past_k, line.values, g, reach.place[:, 0]) for t, g in pairs)
         else:
-            tables = tuple(table_of(past_q, past_k, line.v, group) for group in how.groups)
-        out = combined(q, past_k, line.v, tables, how, reach.first, reach.limit)
+            tables = tuple(table_of(past_q, past_k, line.values, group) for group in how.groups)
+        out = combined(q, past_k, line.values, tables, how, reach.first, reach.limit)
         return self.out(merge_heads(back(out))), None if state is None else Abstracted(line, tables)
 
     def _packed(self, q: Array, line: KeyLine, reach: Reach, how: Factorization) -> Array:
         """Every segment by itself: as long as the whole, moved to the line's start, its queries alone being kept."""
-        length = line.k.shape[1]
+        length = line.size
         place = jnp.arange(length, dtype=jnp.int32)
 
         def segment(total: Array, start: Array) -> Array:
             """Queries of the segment that begins at `start` [B]."""
             index = jnp.minimum(start[:, None] + place[None], length - 1)
-            own_k, own_v = (jax.vmap(lambda a, i: a[i])(a, index) for a in (line.k, line.v))
+            own_k, own_v = (jax.vmap(lambda a, i: a[i])(a, index) for a in (line.keys, line.values))
             past_q, past_k = jnp.split(own_k, 2, axis=-1)
             tables = [table_of(past_q, past_k, own_v, group) for group in how.groups]
             limit = reach.limit - start[:, None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -15,7 +15,7 @@ from ar_jax.kernels.step_attention import step_attention
 from ar_jax.mixers.common.heads import head_width
 from ar_jax.mixers.common.line import present
 from ar_jax.mixers.common.place_order import total
-from ar_jax.mixers.protocol import Tokens, merge_heads, split_heads
+from ar_jax.mixers.protocol import Carried, Tokens, merge_heads, split_heads
 
 
 class Linformer(nn.Module):
@@ -29,6 +29,8 @@ class Linformer(nn.Module):
       head_dim: embed_dim / num_heads if None.
       share_heads: all heads have the same projections along time ("headwise sharing").
       share_projections: E = F ("key-value sharing").
+      share_layers: all layers of a decoder have the first one's projections along time ("layerwise sharing"); with
+        share_heads and share_projections there is then a single one. (Those of the later layers are there, and not read.)
       share_values: the values are the keys, as one published code shares them.
       num_rows: the places that there are.
     """
@@ -41,6 +43,7 @@ class Linformer(nn.Module):
     rank: int = 32
     share_heads: bool = True
     share_projections: bool = False
+    share_layers: bool = False
     share_values: bool = False
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
@@ -78,35 +81,56 @@ class Linformer(nn.Module):
         """See Mixer: nothing is remembered."""
         return ()
 
-    def __call__(self, x: Array, tokens: Tokens, state: tuple[()] | None = None) -> tuple[Array, tuple[()] | None]:
-        """See Mixer."""
-        if tokens.segment is not None:
-            return self.out(merge_heads(self._of_segments(x, tokens))), state
-        return self.read(x, x, tokens), state
+    @nn.nowrap
+    def init_shared(self, batch_size: int, length: int) -> tuple[Array, Array, Array] | None:
+        """See Mixer: with share_layers the first layer's E and F, and whether there has been a layer."""
+        shape = (self.num_rows, 1 if self.share_heads else self.dims[1], self.rank)
+        empty = jnp.zeros(shape, self.param_dtype)
+        return (empty, empty, jnp.zeros((), bool)) if self.share_layers else None
 
-    def read(self, x: Array, context: Array, tokens: Tokens) -> Array:
-        """What tokens x [B, T, D] read of a context [B, S, D], whose own tokens are given, [B, T, D]."""
+    def __call__(self, x: Array, tokens: Tokens, state: Any = None) -> tuple[Array, Any]:
+        """See Mixer."""
+        tables = self._tables()
+        if isinstance(state, Carried):
+            keys, values, there = state.shared
+            tables = jnp.where(there, keys, tables[0]), jnp.where(there, values, tables[1])
+            state = Carried(state.state, (*tables, jnp.ones_like(there)))
+        elif self.share_layers:
+            raise UsageError(
+                "config.model.mixer.share_layers=True needs config.model.kind='decoder', which hands projections from layer "
+                "to layer: choose it, or leave share_layers out."
+            )
+        if tokens.segment is not None:
+            return self.out(merge_heads(self._of_segments(x, tokens, tables))), state
+        return self.read(x, x, tokens, tables), state
+
+    def _tables(self) -> tuple[Array, Array]:
+        """E and F, [places, K or 1, rank]."""
+        one = self.share_values or self.share_projections
+        return self.key_projection, self.key_projection if one else self.value_projection
+
+    def read(self, x: Array, context: Array, tokens: Tokens, tables: tuple[Array, ...] | None = None) -> Array:
+        """What tokens x [B, T, D] read of a context [B, S, D], whose own tokens are given, [B, T, D]; by its own tables."""
         q = split_heads(self.query(x), self.num_heads)
-        k, v = (_along_time(values, rows) for values, rows in self._projected(context, tokens))
+        tables = self._tables() if tables is None else tables
+        k, v = (_along_time(values, rows) for values, rows in self._projected(context, tokens, tables))
         out = step_attention(q, k, v, jnp.zeros(q.shape[1], jnp.int32), jnp.zeros(self.rank, jnp.int32))
         return self.out(merge_heads(out))
 
-    def _projected(self, x: Array, tokens: Tokens) -> list[tuple[Array, Array]]:
+    def _projected(self, x: Array, tokens: Tokens, tables: tuple[Array, ...]) -> list[tuple[Array, Array]]:
         """Keys and values [B, S, K, H], and the rows of their projections [B or 1, S, K or 1, rank]."""
         row = jnp.arange(x.shape[1])[None] if tokens.row is None else tokens.row
         x = present(x, tokens)
         k = split_heads(self.key(x), self.dims[1])
         v = k if self.share_values else split_heads(self.value(x), self.dims[1])
-        tables = [self.key_projection]
-        tables.append(tables[0] if self.share_values or self.share_projections else self.value_projection)
         return [(values, table.astype(self.dtype)[row]) for values, table in zip((k, v), tables, strict=True)]
 
-    def _of_segments(self, x: Array, tokens: Tokens) -> Array:
+    def _of_segments(self, x: Array, tokens: Tokens, tables: tuple[Array, ...]) -> Array:
         """[B, T, N, H]. Each of several packed sequences has projected keys of its own, of which each token takes its."""
         heads, shared, head_dim = self.dims
         k, v = (
             total(jnp.swapaxes(rows, 2, 3)[..., None] * values[:, :, None], tokens)  # [B, T, rank, K, H]
-            for values, rows in self._projected(x, tokens)
+            for values, rows in self._projected(x, tokens, tables)
         )
         q = self.query(x).reshape(*x.shape[:2], shared, heads // shared, head_dim)
         weights = nn.softmax(jnp.einsum("btkgh,btrkh->btkgr", q, k).astype(jnp.float32) * head_dim**-0.5)

@@ -104,14 +104,14 @@ class NativeSparse(nn.Module):
         return self.out(merge_heads(mixed)), None if state is None else after
 
     def _added(self, before: Blockwise, line: KeyLine, reach: Reach, k: Array, v: Array) -> Blockwise:
-        block = jnp.where(reach.place < line.k.shape[1], reach.place // self.block_size, before.key_sum.shape[1])
+        block = jnp.where(reach.place < line.size, reach.place // self.block_size, before.key_sum.shape[1])
         add = jax.vmap(lambda a, i, new: a.at[i].add(new.astype(jnp.float32), mode="drop"))
         return Blockwise(line, add(before.key_sum, block, k), add(before.value_sum, block, v))
 
     def _read(self, q: Array, state: Blockwise, reach: Reach, packed: bool) -> tuple[Array, Array, Array]:
         """The three branches, [B, T, N, H] each, in time order."""
-        line, scale, size = state.line, self.dims[2] ** -0.5, line_size(state.line)
-        k, v = line.k, line.v
+        line, scale, size = state.line, self.dims[2] ** -0.5, state.line.size
+        k, v = line.keys, line.values
         if packed:
             blocks = _packed_blocks(line, reach, self.block_size)
         else:
@@ -119,6 +119,7 @@ class NativeSparse(nn.Module):
             mean_k, mean_v = ((a / self.block_size).astype(k.dtype) for a in (state.key_sum, state.value_sum))
             blocks = Blocks(mean_k, mean_v, begin)
         options: dict[str, Any] = {"block_size": self.block_size, "num_blocks": self.num_blocks, "scale": scale}
+        options["aligned"] = not packed
         compressed, _, _, selected = native_sparse(q, k, v, blocks, reach.first, reach.limit, **options)
         if q.shape[1] <= FEW_QUERIES:
             begin = jnp.maximum(reach.limit - self.window, reach.first)[:, :, None, None]
@@ -136,14 +137,9 @@ class NativeSparse(nn.Module):
         return compressed, selected, near
 
 
-def line_size(line: KeyLine) -> int:
-    """How many tokens there is room for."""
-    return line.k.shape[1]
-
-
 def _packed_blocks(line: KeyLine, reach: Reach, size: int) -> Blocks:
     """Blocks that begin anew in each segment: as many as there are tokens, at worst."""
     begin = block_begins(reach, line, size)
-    index = jnp.minimum(begin[..., None] + jnp.arange(size)[None, None], line_size(line) - 1)
-    k, v = (jax.vmap(lambda rows, i: rows[i].mean(axis=1))(a, index) for a in (line.k, line.v))
+    index = jnp.minimum(begin[..., None] + jnp.arange(size)[None, None], line.size - 1)
+    k, v = (jax.vmap(lambda rows, i: rows[i].mean(axis=1))(a, index) for a in (line.keys, line.values))
     return Blocks(k, v, begin)

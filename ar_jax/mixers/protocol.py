@@ -65,6 +65,19 @@ class Tokens:
         )
 
 
+@struct.dataclass
+class Carried:
+    """A mixer's state together with what the layers of its kind hand on, each to the next.
+
+    Attributes:
+      state: as without it, None for a whole sequence.
+      shared: of these tokens, a pytree of arrays of the same shapes in all layers.
+    """
+
+    state: State | None
+    shared: Any
+
+
 class Mixer(Protocol):
     """How tokens read one another.
 
@@ -72,6 +85,9 @@ class Mixer(Protocol):
     (axes of a position), `grid` (a bound of the coordinates of each), `num_rows` (of the table of all places, see
     Tokens.row), `num_prefix` (the first of them, which have no place) and `reads_near` (Tokens.near will be told, which
     only mixers with this field serve) are filled in, too. Its state is a pytree of arrays.
+
+    One whose layers have something in common also has a method `init_shared(batch_size, length)`, what its first layer is
+    handed (None for nothing after all). Then it takes, and returns, a `Carried` in place of its state.
     """
 
     reads_peers: ClassVar[bool]  # tokens of one step read each other both ways, as masked models need

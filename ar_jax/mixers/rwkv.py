@@ -26,7 +26,7 @@ from ar_jax.mixers.common.token_shift import (
     starting_at,
     to_the_one_before,
 )
-from ar_jax.mixers.protocol import Tokens, in_time_order, merge_heads, split_heads
+from ar_jax.mixers.protocol import Carried, Tokens, in_time_order, merge_heads, split_heads
 
 
 def _dims(mixer: Any) -> tuple[int, int, int]:
@@ -160,7 +160,8 @@ class RWKV7(nn.Module):
       decay_rank: of w; None takes the published rule, about 2.5 sqrt(D).
       rate_rank: of a; None likewise.
       gate_rank: of g; None takes about 5 sqrt(D).
-      value_residual: values are a mixture with those of the first layer, v + (v_1 - v) sigmoid(..); see `read`.
+      value_residual: values are a mixture with those of the first layer, v + (v_1 - v) sigmoid(..), which a decoder hands
+        from layer to layer. (The first layer has that share's parameters, too, and does not read them.)
       value_rank: of that mixture; None takes about 1.7 sqrt(D).
       norm_epsilon: of the layer norm of each head; None takes 1e-5 H.
       chunk_size: see `dplr_attention`.
@@ -224,13 +225,31 @@ class RWKV7(nn.Module):
         """See Mixer: the last token, and the memory."""
         return _init_state(self, batch_size)
 
-    def __call__(self, x: Array, tokens: Tokens, state: Remembered | None = None) -> tuple[Array, Remembered | None]:
+    @nn.nowrap
+    def init_shared(self, batch_size: int, length: int) -> tuple[Array, Array] | None:
+        """See Mixer: with value_residual the first layer's values, [B, T, N E], and whether there has been a layer."""
+        heads, _, value_dim = _dims(self)
+        none = jnp.zeros((batch_size, length, heads * value_dim), self.dtype), jnp.zeros((), bool)
+        return none if self.value_residual else None
+
+    def __call__(
+        self, x: Array, tokens: Tokens, state: Remembered | Carried | None = None
+    ) -> tuple[Array, Remembered | Carried | None]:
         """See Mixer. Tokens of one step read each other in the order they are fed; a query reads itself, by rho."""
-        out, _, state = self.read(x, tokens, state)
-        return out, state
+        if not isinstance(state, Carried):
+            out, _, after = self.read(x, tokens, state)
+            return out, after
+        first, there = state.shared
+        out, own, after = self.read(x, tokens, state.state, first, there)
+        return out, Carried(after, (jnp.where(there, first, own), jnp.ones_like(there)))
 
     def read(
-        self, x: Array, tokens: Tokens, state: Remembered | None = None, first_values: Array | None = None
+        self,
+        x: Array,
+        tokens: Tokens,
+        state: Remembered | None = None,
+        first_values: Array | None = None,
+        there: Array | bool = True,
     ) -> tuple[Array, Array, Remembered | None]:
         """As a layer among others.
 
@@ -239,6 +258,7 @@ class RWKV7(nn.Module):
           tokens: when and where they are.
           state: what was remembered before; None for a whole sequence.
           first_values: [B, T, N E], what the first layer's `read` gave; with value_residual.
+          there: [] bool, whether they are there: not in the first layer.
 
         Returns:
           [B, T, D], the values [B, T, N E] as they were projected, and the state after.
@@ -248,8 +268,8 @@ class RWKV7(nn.Module):
         """
         if self.value_residual != (first_values is not None):
             raise UsageError(
-                f"config.model.mixer.value_residual={self.value_residual} and first_values belong together; a decoder hands no "
-                "values from layer to layer: leave value_residual out there, or call the mixer's `read`."
+                f"config.model.mixer.value_residual={self.value_residual} and first_values belong together; only "
+                "config.model.kind='decoder' hands values from layer to layer: choose it, or leave value_residual out."
             )
         x = x.astype(self.dtype)
         before = Remembered() if state is None else state
@@ -258,7 +278,7 @@ class RWKV7(nn.Module):
         values = own = self.value(x_v)
         if first_values is not None:
             share = nn.sigmoid(self.first_share(x_v)).astype(x.dtype)
-            values = own + (first_values - own) * share
+            values = jnp.where(there, own + (first_values - own) * share, own)
         log_decay = -math.exp(-0.5) * nn.sigmoid(self.decay(x_w))
         parts = (self.receptance(x_r), self.key(x_k), values, nn.sigmoid(self.rate(x_a)), log_decay)
         r, k, v, rate, log_decay = (split_heads(a, self.num_heads) for a in parts)

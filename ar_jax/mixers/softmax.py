@@ -225,7 +225,7 @@ class Softmax(nn.Module):
         if state is None or self.window == 1:
             readable = new
         elif self.window:  # the ring still needs what this piece would overwrite
-            readable, state = _joined(state, new), state.append(new)
+            readable, state = joined(state, new), state.append(new)
         else:
             readable = state = state.append(new)
         return self.attend(x, tokens, readable), state
@@ -303,7 +303,7 @@ class Softmax(nn.Module):
             after = state.append(new, None if tokens.at is None else tokens.at[0])
             prefix, rest = after.first(first), after.between(first, tokens.num_readable)
             if tokens.at is not None and new.k.shape[2] > 1:
-                rest = _joined(state.between(first), new)
+                rest = joined(state.between(first), new)
         q, (sides, reach) = self._normed(split_heads(self.query(x), self.num_heads), "query"), tokens.near
 
         def patch(position: Array) -> Array:
@@ -390,7 +390,7 @@ class Softmax(nn.Module):
         return x * scale[None, None, :, None].astype(x.dtype)
 
 
-def _joined(old: Cache, new: Cache) -> Cache:
+def joined(old: Cache, new: Cache) -> Cache:
     """Both caches' tokens, one after the other."""
 
     def join(name: str) -> Array:

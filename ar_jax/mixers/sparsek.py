@@ -14,7 +14,7 @@ from jax import Array
 
 from ar_jax.config import UsageError, choose
 from ar_jax.kernels.dense import Dense
-from ar_jax.kernels.selected_attention import masked_softmax
+from ar_jax.kernels.selected_attention.xla import masked_softmax
 from ar_jax.kernels.sparsek import sparsek
 from ar_jax.mixers.common.key_line import in_time
 from ar_jax.mixers.positions import rotate

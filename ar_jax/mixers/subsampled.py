@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax import Array
 
 from ar_jax.config import UsageError
-from ar_jax.kernels.selected_attention import masked_softmax
+from ar_jax.kernels.selected_attention.xla import masked_softmax
 from ar_jax.mixers.common.key_line import in_time
 from ar_jax.mixers.protocol import NEVER, Tokens, merge_heads
 from ar_jax.mixers.softmax import Cache, Softmax

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from ar_jax.config import UsageError, build, choose
 from ar_jax.mixers import MIXERS
-from ar_jax.mixers.protocol import State, Tokens
+from ar_jax.mixers.protocol import Carried, State, Tokens
 from ar_jax.models.blocks import Block, BlockOptions, MakeMixer, Modulation, modulated
 
 NESTED = (Mapping, ConfigDict)  # the latter is none of the former
@@ -65,19 +65,32 @@ class Repeat(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, state: State | None, tokens: Tokens, vector: Array | None, number: Array | int | None
-    ) -> tuple[Array, State | None]:
-        """The scan's carry is x, what it scans over are the state and the number of the repeat (None without groups)."""
-        after = []
+        self,
+        carry: tuple[Array, dict[str, Any]],
+        state: State | None,
+        tokens: Tokens,
+        vector: Array | None,
+        number: Array | int | None,
+    ) -> tuple[tuple[Array, dict[str, Any]], State | None]:
+        """The scan's carry is x and, by mixers' names, what their layers share.
+
+        It scans over the state and the number of the repeat (None without groups).
+        """
+        (x, shared), after = carry, []
         for i, make in enumerate(self.blocks):
             told = vector
             if number is not None and vector is not None:
                 groups = vector.reshape(*vector.shape[:-1], self.adaln_groups, -1)
                 own = (number * len(self.blocks) + i) % self.adaln_groups
                 told = jax.lax.dynamic_index_in_dim(groups, own, axis=-2, keepdims=False)
-            x, new = make(name=f"block_{i}")(x, tokens, told, None if state is None else state[i], self.deterministic)
+            block, new = make(name=f"block_{i}"), None if state is None else state[i]
+            name = type(block.make_mixer()).__name__ if shared else ""
+            given = Carried(new, shared[name]) if name in shared else new
+            x, new = block(x, tokens, told, given, self.deterministic)
+            if isinstance(new, Carried):
+                shared, new = shared | {name: new.shared}, new.state
             after.append(new)
-        return x, None if state is None else tuple(after)
+        return (x, shared), None if state is None else tuple(after)
 
 
 class Stack(nn.Module):
@@ -129,7 +142,15 @@ class Stack(nn.Module):
             length=self.num_repeats,
         )
         numbers = jnp.arange(self.num_repeats) if self.options.adaln_groups > 1 else None
-        return scan(*fields, name="layers")(x, None, tokens, vector, numbers)
+        (x, _), after = scan(*fields, name="layers")((x, self._shared(x)), None, tokens, vector, numbers)
+        return x, after
+
+    @nn.nowrap
+    def _shared(self, x: Array) -> dict[str, Any]:
+        """What the first layer is handed of each mixer whose layers share something, for tokens x [B, T, D]."""
+        mixers = [make() for make in self.mixers]
+        handed = {type(m).__name__: m.init_shared(*x.shape[:2]) for m in mixers if hasattr(m, "init_shared")}
+        return {name: shared for name, shared in handed.items() if shared is not None}
 
     def _one_by_one(
         self, repeat: Repeat, x: Array, tokens: Tokens, vector: Array | None, state: State | None
@@ -137,11 +158,12 @@ class Stack(nn.Module):
         """The layers written out: a scan over them would copy the weights and the state of every layer in every step."""
         layers, after = self.variables["params"]["layers"], []
         layers = layers if FIRST_LAYER in layers else layer_by_layer(layers)
+        carry = x, self._shared(x)
         for i, before in enumerate((None,) * self.num_repeats if state is None else state):
             number = i if self.options.adaln_groups > 1 else None
-            x, new = repeat.apply({"params": layers[f"layer_{i}"]}, x, before, tokens, vector, number)
+            carry, new = repeat.apply({"params": layers[f"layer_{i}"]}, carry, before, tokens, vector, number)
             after.append(new)
-        return x, None if state is None else tuple(after)
+        return carry[0], None if state is None else tuple(after)
 
 
 FIRST_LAYER = "layer_0"

@@ -17,8 +17,7 @@ pytestmark = pytest.mark.skipif(tpu.libtpu() is None, reason=NO_COMPILER)
 
 
 def cases(kernel: str, lengths: tuple[int, ...], head_dims: tuple[int, ...]) -> list[tpu.Case]:
-    directions = ("forward", "backward", *(["decode"] if kernel.startswith(("step", "linear")) else []))
-    return [tpu.Case(kernel, *rest) for rest in itertools.product(directions, lengths, head_dims)]
+    return [tpu.Case(kernel, *rest) for rest in itertools.product(tpu.directions(kernel), lengths, head_dims)]
 
 
 # One chip stands for all, but for what is the most intricate.
@@ -41,6 +40,15 @@ def test_it_compiles(kernel: str, chip: str) -> None:
 @pytest.mark.parametrize("kernel", tpu.KERNELS)
 def test_it_compiles_at_every_shape_of_training(kernel: str, chip: str) -> None:
     tpu.compile_apart(cases(kernel, (4096, 16384), (64, 128)), chip)
+
+
+def test_named_blocks_are_all_that_a_step_reads_of_a_cache_however_long() -> None:
+    """By the compiler's count: neither the program around the kernel touches the cache, nor the kernel what is not named."""
+    lengths = 4096, 16384
+    moved = tpu.compile_apart(cases("selected_attention", lengths, (128,)), "v5e")
+    named = 2 * tpu.HEADS * 32 * 64 * 128 * 2  # keys and values, bfloat16
+    for length, count in zip(lengths, moved, strict=True):
+        assert named <= count < 1.1 * named < 2 * tpu.HEADS * length * 128 * 2
 
 
 def test_what_the_compiler_refuses_is_told() -> None:

@@ -20,6 +20,7 @@ DIM, HEADS, WINDOW, NEAR = 32, 2, 16, 0.02
 CASES: dict[str, Any] = {
     "softmax": MIXERS["softmax"](embed_dim=DIM, num_heads=HEADS),
     "softmax window": MIXERS["softmax"](embed_dim=DIM, num_heads=HEADS, window=WINDOW),
+    "transformer_xl": MIXERS["transformer_xl"](embed_dim=DIM, num_heads=HEADS, segment_length=8, memory_length=8),
     "select_and_pack": MIXERS["select_and_pack"](embed_dim=DIM, num_heads=HEADS),
     "combiner": MIXERS["combiner"](embed_dim=DIM, num_heads=HEADS),
     "subsampled": MIXERS["subsampled"](embed_dim=DIM, num_heads=HEADS, window=WINDOW),
@@ -176,7 +177,7 @@ def state_bytes(name: str, context: int) -> int:
 
 
 @pytest.mark.parametrize("cost", [step_flops, state_bytes])
-@pytest.mark.parametrize("name", [*LINEAR, *MEMORIES, *N_LOG_N, "softmax window"])
+@pytest.mark.parametrize("name", [*LINEAR, *MEMORIES, *N_LOG_N, "softmax window", "transformer_xl"])
 def test_a_step_costs_the_same_behind_any_context(name: str, cost: Any) -> None:
     assert cost(name, 64) == cost(name, 256) == cost(name, 4096) > 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 from ar_jax.config import UsageError
 from ar_jax.mixers import MIXERS
 from ar_jax.mixers.protocol import Tokens
+from ar_jax.models.blocks import BlockOptions
+from ar_jax.models.decoder import Stack, mixer_pattern
 
 ROWS, LENGTH, DIM, HEADS, RANK = 9, 7, 8, 2, 3
 
@@ -46,6 +49,27 @@ def test_every_head_attends_to_projections_along_time(shared: tuple[str, ...]) -
         heads.append(weights @ (f.T @ v[:, own]))
     expected = np.concatenate(heads, axis=-1) @ p["out"]["kernel"] + p["out"]["bias"]
     np.testing.assert_allclose(out, expected, atol=1e-5)  # float32, sums of 8 terms
+
+
+def test_layers_may_share_the_first_ones_projections() -> None:
+    """Layerwise sharing (sec. 4): whatever the later layers' own projections are."""
+    fields = dict(kind="linformer", num_heads=HEADS, rank=RANK, share_projections=True, num_rows=ROWS)
+    stacks = [
+        Stack(mixer_pattern(fields | dict(share_layers=on), embed_dim=DIM), 3, BlockOptions(mlp_dim=8))
+        for on in (True, False)
+    ]
+    index = jnp.arange(LENGTH, dtype=jnp.int32)[None]
+    tokens, x = Tokens(index, index[..., None], LENGTH), jax.random.normal(jax.random.key(0), (1, LENGTH, DIM))
+    params = cases.away_from_zero(jax.eval_shape(lambda: stacks[0].init(jax.random.key(0), x, tokens)), seed=1)
+    tables = params["params"]["layers"]["block_0"]["mixer"]["key_projection"]
+    same = jax.tree.map(lambda a: jnp.broadcast_to(a[:1], a.shape) if a is tables else a, params)
+    shared, alone, own = (
+        jax.jit(s.apply)(p, x, tokens)[0] for s, p in zip((*stacks, stacks[1]), (params, same, params), strict=True)
+    )
+    np.testing.assert_allclose(shared, alone, atol=1e-5)  # float32, three layers
+    assert float(jnp.abs(shared - own).max()) > 0.01
+    with pytest.raises(UsageError, match="share_layers=True needs config.model.kind='decoder'"):
+        mixed(np.zeros((LENGTH, DIM), np.float32), share_layers=True)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 from ar_jax.config import UsageError
 from ar_jax.mixers import MIXERS
 from ar_jax.mixers.protocol import Tokens
+from ar_jax.models.blocks import BlockOptions
+from ar_jax.models.decoder import Stack, mixer_pattern
 
 LENGTH, DIM, HEADS, KEY, VALUE = 5, 8, 2, 3, 4
 X = np.random.default_rng(0).normal(size=(1, LENGTH, DIM)).astype(np.float32)
@@ -102,6 +105,42 @@ def test_the_layer_of_rwkv7_is_its_equation_with_the_values_of_the_first_layer()
     np.testing.assert_allclose(values[0], own, atol=1e-5)
     with pytest.raises(UsageError, match="value_residual=True and first_values belong together"):
         mixer.apply(variables, X, tokens_of())
+
+
+def test_a_decoder_hands_the_first_layers_values_to_all_others() -> None:
+    """Layer by layer with `read`, by the scan over layers, and piece by piece: the same numbers."""
+    fields = dict(num_heads=HEADS, head_dim=KEY, value_head_dim=VALUE, decay_rank=2, rate_rank=3, gate_rank=4)
+    make = mixer_pattern(dict(kind="rwkv7", value_residual=True, value_rank=2, **fields), embed_dim=DIM)
+    options = BlockOptions(mlps="none", norm="layer")
+    stack, x = Stack(make, 3, options), jnp.asarray(X)
+    shapes = jax.eval_shape(lambda: stack.init(jax.random.key(0), x, tokens_of()))
+    params = cases.away_from_zero(shapes, seed=1)
+    whole = jax.jit(stack.apply)(params, x, tokens_of())[0]
+
+    @jax.jit
+    def layer_by_layer(x: jax.Array) -> jax.Array:
+        first = None
+        for i in range(3):
+            layer = jax.tree.map(lambda a, i=i: a[i], params["params"]["layers"]["block_0"])
+            given = jnp.zeros((1, LENGTH, HEADS * VALUE)) if first is None else first
+            fed = options.make_norm()().apply({"params": layer["mixer_norm"]}, x), tokens_of(), None, given, i > 0
+            out, own, _ = make[0]().apply({"params": layer["mixer"]}, *fed, method="read")
+            first, x = own if first is None else first, x + out
+        return x
+
+    @jax.jit
+    def in_pieces(x: jax.Array) -> jax.Array:
+        state, pieces = stack.init_state(1, LENGTH, 1), []
+        for piece in (slice(0, 3), slice(3, LENGTH)):
+            out, state = stack.apply(params, x[:, piece], tokens_of().part(piece), None, state)
+            pieces.append(out)
+        return jnp.concatenate(pieces, axis=1)
+
+    np.testing.assert_allclose(layer_by_layer(x), whole, atol=2e-5)  # float32, three layers
+    np.testing.assert_allclose(in_pieces(x), whole, atol=2e-5)
+    gradient = jax.jit(jax.grad(lambda p: jnp.square(stack.apply(p, x, tokens_of())[0]).sum()))(params)
+    share = gradient["params"]["layers"]["block_0"]["mixer"]["first_share"]
+    assert all(not leaf[0].any() and leaf[1:].any() for leaf in jax.tree.leaves(share))  # the first layer mixes nothing
 
 
 @pytest.mark.parametrize("kind", ["rwkv6", "rwkv7"])

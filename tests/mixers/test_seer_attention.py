@@ -22,7 +22,7 @@ from ar_jax.training.paths import named_leaves
 from ar_jax.training.state import create_state
 from ar_jax.training.step import make_train_step
 
-DIM, LENGTH, SIZE = 8, 11, 3
+DIM, SIZE = 8, 3
 
 tiny = cases.tiny.__wrapped__  # what is not hashable cannot be kept
 
@@ -37,32 +37,37 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return weights / weights.sum()
 
 
-@pytest.mark.parametrize(("num_blocks", "threshold"), [(2, 0.0), (4, 0.3)])
-def test_a_token_reads_its_block_and_those_of_the_largest_gates(num_blocks: int, threshold: float) -> None:
-    fields: dict[str, Any] = dict(num_blocks=num_blocks, threshold=threshold, block_size=SIZE, groups="average_project")
+@pytest.mark.parametrize("size", [SIZE, 64, 128])
+@pytest.mark.parametrize(("num_blocks", "threshold"), [(2, 0.0), (4, 0.3)], ids=["budget", "threshold"])
+def test_a_token_reads_its_block_and_those_of_the_largest_gates(num_blocks: int, threshold: float, size: int) -> None:
+    fields: dict[str, Any] = dict(num_blocks=num_blocks, threshold=threshold, block_size=size, groups="average_project")
+    length = 4 * size - 1
     mixer = MIXERS["seer_attention"](embed_dim=DIM, num_heads=1, rope_base=0, **fields)
-    x = jax.random.normal(jax.random.key(0), (1, LENGTH, DIM))
-    (out, _), variables = jax.jit(lambda x: mixer.init_with_output(jax.random.key(1), x, tokens(LENGTH)))(x)
+    x = jax.random.normal(jax.random.key(0), (1, length, DIM))
+    (out, _), variables = jax.jit(lambda x: mixer.init_with_output(jax.random.key(1), x, tokens(length)))(x)
     params = variables["params"]
     kernels = {name: np.asarray(leaf["kernel"]) for name, leaf in params["softmax"].items()}
     q, k, v = (np.asarray(x[0]) @ kernels[name] for name in ("query", "key", "value"))
-    cos, sin = angles(jnp.arange(LENGTH)[None], DIM, 10000.0)
+    cos, sin = angles(jnp.arange(length)[None], DIM, 10000.0)
     asked = turned_halves((q @ params["gate"]["query_weight"][0])[None, :, None], cos, sin)[0, :, 0]
-    for t in range(LENGTH):
-        own, gates = t // SIZE, []
+    read_less = 0
+    for t in sorted({*range(0, length, max(length // 11, 1)), size - 1, length - 1}):
+        own, gates = t // size, []
         for b in range(own + 1):
-            block = k[b * SIZE : (b + 1) * SIZE]
+            block = k[b * size : (b + 1) * size]
             pooled = np.concatenate([block.max(axis=0), block.min(axis=0), block.mean(axis=0)])
             key = (pooled @ params["gate"]["key_weight"][0])[None, None, None]
-            start = slice(b * SIZE, b * SIZE + 1)
+            start = slice(b * size, b * size + 1)
             gates.append(float(turned_halves(key, cos[:, start], sin[:, start])[0, 0, 0] @ asked[t]) / np.sqrt(DIM))
-        if (t + 1) % SIZE:
+        if (t + 1) % size:
             gates[own] = 0.0
         gate = softmax(np.asarray(gates))
         best = [b for b in np.argsort(-gate[:own])[: num_blocks - 1] if gate[b] >= threshold]
-        read = [j for j in range(t + 1) if j // SIZE in (*best, own)]
+        read = [j for j in range(t + 1) if j // size in (*best, own)]
         expected = softmax(k[read] @ q[t] / np.sqrt(DIM)) @ v[read] @ kernels["out"]
-        np.testing.assert_allclose(out[0, t], expected, atol=1e-5)  # float32, sums of eleven terms
+        np.testing.assert_allclose(out[0, t], expected, atol=1e-5)  # float32, weights that sum to one
+        read_less += len(best) < min(own, num_blocks - 1)
+    assert (read_less > 0) == (threshold > 0)  # the budget is always used up, the threshold leaves some of it
 
 
 def test_a_step_reads_the_chosen_blocks_and_not_the_cache() -> None:
@@ -78,6 +83,55 @@ def test_a_step_reads_the_chosen_blocks_and_not_the_cache() -> None:
 
     dense = 4 * DIM * (65536 - 32768)  # two products of attention
     assert count(65536) - count(32768) < dense / 4
+
+
+def moved(mixer: Any, context: int) -> float:
+    """Bytes that the operations of a step read and write behind a context, whose state is written over, by XLA's count.
+
+    Without fusions: XLA takes one that gathers a few rows of an array to read all of it.
+    """
+    x = jax.ShapeDtypeStruct((1, 1, DIM), jnp.float32)
+    state: Any = jax.eval_shape(lambda: mixer.init_state(1, context, 1))
+    params = jax.eval_shape(lambda x: mixer.init(jax.random.key(0), x, tokens(1)), x)
+    step = jax.jit(lambda p, x, state: mixer.apply(p, x, tokens(1), state), donate_argnums=2)
+    compiled = step.lower(params, x, state).compile({"xla_disable_hlo_passes": "fusion,fusion-wrapper"})
+    return compiled.cost_analysis()["bytes accessed"]
+
+
+@pytest.mark.parametrize(("size", "num_blocks", "threshold"), [(64, 4, 0.0), (128, 4, 0.3)])
+def test_a_step_moves_the_chosen_blocks_and_of_the_cache_nothing_else(
+    size: int, num_blocks: int, threshold: float
+) -> None:
+    """Behind twice the context it moves what the gate knows of further blocks, and no further key or value."""
+    fields: dict[str, Any] = dict(num_blocks=num_blocks, threshold=threshold, block_size=size)
+    sparse = MIXERS["seer_attention"](embed_dim=DIM, num_heads=1, **fields)
+    dense = MIXERS["softmax"](embed_dim=DIM, num_heads=1)
+    keys_and_values = 2 * DIM * 4 * 16384
+    assert moved(dense, 32768) - moved(dense, 16384) > keys_and_values
+    assert moved(sparse, 32768) - moved(sparse, 16384) < keys_and_values / 8  # some numbers of each block
+    assert moved(sparse, 32768) < moved(dense, 32768) / 8
+
+
+def test_blocks_that_are_not_chosen_are_not_read_while_sampling() -> None:
+    """Not a number times zero would be not a number."""
+    size, length = 64, 300
+    mixer = MIXERS["seer_attention"](embed_dim=DIM, num_heads=1, block_size=size, num_blocks=2)
+    x = jax.random.normal(jax.random.key(0), (1, length, DIM))
+    state = mixer.init_state(1, length, 1)
+    variables = jax.jit(mixer.init)(jax.random.key(1), x[:, :1], tokens(1))
+    step = jax.jit(lambda x, piece, state: mixer.apply(variables, x, piece, state))
+    _, state = step(x[:, :-1], tokens(length).part(slice(0, length - 1)), state)
+    last = x[:, -1:], tokens(length).part(slice(length - 1, length))
+
+    def without(block: int) -> jax.Array:
+        line = state.line.replace(
+            **{n: getattr(state.line, n).at[:, :, block * size : (block + 1) * size].set(jnp.nan) for n in "kv"}
+        )
+        return step(*last, state.replace(line=line))[0]
+
+    expected = step(*last, state)[0]
+    same = [bool((without(block) == expected).all()) for block in range(5)]
+    assert same.count(True) == 3 and not same[-1]  # two are read, its own among them
 
 
 def test_distillation_trains_the_gate_and_leaves_all_else_to_the_bit() -> None:

@@ -13,7 +13,7 @@ from ar_jax.interop.kinds import Arrays, Meta
 from ar_jax.interop.mixers.sequences import Outputs, params_of
 from ar_jax.interop.mixers.torch_top_k import torch_top_k
 from ar_jax.interop.rules import same
-from ar_jax.kernels.selected_attention import masked_softmax
+from ar_jax.kernels.selected_attention.xla import masked_softmax
 from ar_jax.mixers.common.block_gate import BlockGate, angles, in_blocks, turned_halves
 
 FAR = -1e9  # the logit of a block that comes later

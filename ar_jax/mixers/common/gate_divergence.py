@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ar_jax.kernels.selected_attention import in_query_chunks, masked_softmax
+from ar_jax.kernels.selected_attention.xla import in_query_chunks, masked_softmax
 from ar_jax.mixers.common.key_line import Reach
 
 LARGEST_TABLE = 1 << 20  # weights of queries at a time, for each example and head

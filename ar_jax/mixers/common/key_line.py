@@ -19,14 +19,29 @@ class KeyLine:
     """Keys and values of the remembered tokens, the first at place 0.
 
     Attributes:
-      k: [B, S, K, H].
-      v: [B, S, K, H].
+      k: [B, K, S, H], heads first: so a head's tokens lie behind one another, and blocks of them are read as they lie.
+      v: [B, K, S, H].
       count: [B] int32, how many there are.
     """
 
     k: Array
     v: Array
     count: Array
+
+    @property
+    def size(self) -> int:
+        """How many tokens there is room for."""
+        return self.k.shape[2]
+
+    @property
+    def keys(self) -> Array:
+        """[B, S, K, H], as attention takes them."""
+        return jnp.swapaxes(self.k, 1, 2)
+
+    @property
+    def values(self) -> Array:
+        """[B, S, K, H], as attention takes them."""
+        return jnp.swapaxes(self.v, 1, 2)
 
 
 @struct.dataclass
@@ -49,13 +64,13 @@ def block_begins(reach: Reach, line: KeyLine, size: int) -> Array:
 
     As many as there are tokens, at worst; behind the last one NO_BLOCK.
     """
-    opens = (reach.place < line.k.shape[1]) & ((reach.place - reach.first) % size == 0)
+    opens = (reach.place < line.size) & ((reach.place - reach.first) % size == 0)
     return jnp.sort(jnp.where(opens, reach.place, NO_BLOCK), axis=1)
 
 
 def empty_line(batch_size: int, size: int, heads: int, head_dim: int, dtype: Any) -> KeyLine:
     """A line with room for `size` tokens."""
-    zeros = jnp.zeros((batch_size, size, heads, head_dim), dtype)
+    zeros = jnp.zeros((batch_size, heads, size, head_dim), dtype)
     return KeyLine(zeros, jnp.zeros_like(zeros), jnp.zeros(batch_size, jnp.int32))
 
 
@@ -74,7 +89,7 @@ def in_time(arrays: Any, tokens: Tokens) -> tuple[Any, Array | None, Array | Non
 
 def extended(line: KeyLine, k: Array, v: Array, writes: Array | None, starts: Array | None) -> tuple[KeyLine, Reach]:
     """The line with further tokens, [B, T, K, H] in time order, and what each of them reads of it."""
-    (batch, length), size = k.shape[:2], line.k.shape[1]
+    (batch, length), size = k.shape[:2], line.size
     written = jnp.ones((batch, length), jnp.int32) if writes is None else writes.astype(jnp.int32)
     written = jnp.broadcast_to(written, (batch, length))
     own = line.count[:, None] + jnp.cumsum(written, axis=1) - written
@@ -82,6 +97,6 @@ def extended(line: KeyLine, k: Array, v: Array, writes: Array | None, starts: Ar
     first = jnp.zeros_like(own)
     if starts is not None:
         first = jax.lax.cummax(jnp.where(starts, own, 0), axis=1)
-    write = jax.vmap(lambda a, i, new: a.at[i].set(new.astype(a.dtype), mode="drop"))
+    write = jax.vmap(lambda a, i, new: a.at[:, i].set(jnp.swapaxes(new, 0, 1).astype(a.dtype), mode="drop"))
     count = line.count + written.sum(axis=1)
     return KeyLine(write(line.k, place, k), write(line.v, place, v), count), Reach(first, own + written, place)

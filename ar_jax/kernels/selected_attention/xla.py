@@ -1,4 +1,4 @@
-"""Softmax attention in which every query names the blocks of keys that it reads: the cost is that of what is named."""
+"""The keys of the named blocks, gathered; and what other attention over gathered keys takes from here."""
 
 from __future__ import annotations
 
@@ -15,28 +15,12 @@ from ar_jax.kernels.step_attention.visibility import UNSEEN
 LARGEST_GATHER = 1 << 18  # keys that are gathered at a time, for each example and head
 
 
-def selected_attention(
-    q: Array, k: Array, v: Array, begin: Array, limit: Array, *, block_size: int = 1, scale: float | None = None
+def xla(
+    q: Array, k: Array, v: Array, begin: Array, limit: Array, *, block_size: int, aligned: bool, scale: float
 ) -> tuple[Array, Array]:
-    """o_i = sum_j p_ij v_j with p_i = softmax_j(scale q_i . k_j) over the keys j < limit_i of the blocks that query i names.
-
-    Args:
-      q: [B, T, N, H].
-      k: [B, S, K, H], N a multiple of K: query heads share key heads, and blocks, in groups.
-      v: [B, S, K, H].
-      begin: [B, T, K, M] int32, the first key of each block, all different; < 0 where there is none. With N in place of K each
-        query head names its own.
-      limit: [B or 1, T] int32; later keys are not read.
-      block_size: keys of a block, one behind the other.
-      scale: 1 / sqrt(H) if None.
-
-    Returns:
-      [B, T, N, H] in v's dtype, zeros where a query reads nothing; log-sum-exp [B, T, N] float32, -1e30 there.
-
-    Cost: O(B T N M block_size H) FLOPs.
-    """
+    """See `selected_attention`."""
+    del aligned  # rows are gathered one by one
     heads_first = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
 
     def read(q: Array, begin: Array, limit: Array) -> tuple[Array, Array]:
         index = begin[..., None] + jnp.arange(block_size, dtype=jnp.int32)[None, None, None, None]
@@ -49,7 +33,6 @@ def selected_attention(
         out = jnp.einsum("btkgm,bktmh->btkgh", weights.astype(values.dtype), values)
         return out.reshape(*q.shape[:-1], -1), lse.reshape(q.shape[:-1])
 
-    limit = jnp.broadcast_to(limit, q.shape[:2])
     return in_query_chunks(read, (q, begin, limit), LARGEST_GATHER // (begin.shape[3] * block_size))
 
 
