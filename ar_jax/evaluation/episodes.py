@@ -27,7 +27,7 @@ def held_out(run: AgentRun, data: Dataset) -> dict[str, float]:
 
     Actions are drawn from the policy; `greedy_mean_return` and so on are those of the likeliest actions.
     """
-    metrics = {}
+    metrics: dict[str, float] = {}
     batches = pipeline.test_batches(data, min(check_eval(run.config), len(data.test)), 0, 1)  # every process plays all
     for prefix, greedy in (("", False), ("greedy_", True)):
         played: dict[str, list[np.ndarray]] = {name: [] for name in NAMES}

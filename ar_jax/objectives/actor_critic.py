@@ -92,5 +92,5 @@ def lambda_returns(rewards: Array, discounts: Array, next_values: Array, trace_d
         here = reward + discount * ((1 - trace_decay) * value + trace_decay * later)
         return here, here
 
-    by_time = tuple(a.T for a in (rewards, discounts, next_values))
+    by_time = rewards.T, discounts.T, next_values.T
     return jax.lax.scan(back, next_values[:, -1], by_time, reverse=True)[1].T
