@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ar_jax import classifier_system, tokenizer_system, training
+from ar_jax import agent_system, classifier_system, tokenizer_system, training
+from ar_jax.agent_system import AgentRun, AgentSystem, agent_from_config
 from ar_jax.classifier_system import ClassifierRun, ClassifierSystem, classifier_from_config
 from ar_jax.config import UsageError, build
 from ar_jax.data import DATASETS, pipeline
@@ -23,7 +24,7 @@ from ar_jax.data.objects import with_objects
 from ar_jax.data.prompts import with_prompts
 from ar_jax.data.protocol import Dataset, Facts
 from ar_jax.data.tfds import tfds_facts
-from ar_jax.evaluation import classification, reconstruction, report
+from ar_jax.evaluation import classification, episodes, reconstruction, report
 from ar_jax.models.from_softmax import becomes, from_softmax
 from ar_jax.orders.protocol import within
 from ar_jax.sampling.loop import Given
@@ -34,7 +35,7 @@ from ar_jax.training.workdir import plain_values, read_config, write_atomically
 
 FACTS = "facts.json"
 READING = ("flip", "num_threads", "num_workers")  # keys of config.data that say how it is read; see `train_iterator`
-AnySystem = System | TokenizerSystem | ClassifierSystem
+AnySystem = System | TokenizerSystem | ClassifierSystem | AgentSystem
 NEEDED = ("seed", "data", "optimizer", "schedule", "train")
 BY_PIPELINE = (*READING, "prompts", "objects")  # keys of config.data that no data set takes
 
@@ -269,7 +270,7 @@ class Run:
         return Given(jnp.asarray(values, like.dtype), jnp.asarray(mask))
 
 
-AnyRun = Run | TokenizerRun | ClassifierRun
+AnyRun = Run | TokenizerRun | ClassifierRun | AgentRun
 
 
 def load_data(config: Mapping[str, Any]) -> Dataset:
@@ -279,6 +280,10 @@ def load_data(config: Mapping[str, Any]) -> Dataset:
     data: Dataset = build(DATASETS, {k: v for k, v in options.items() if k not in BY_PIPELINE}, "data")
     if options.get("objects") is not None:
         data = with_objects(data, options["objects"])
+    if data.modality == "episodes" and kind_of(config) is not KINDS[agent_system.KIND]:
+        raise UsageError(
+            f"config.data.kind='episodes' is for agents; set config.objective.kind={agent_system.KIND!r}, or other data."
+        )
     return with_prompts(data) if options.get("prompts", False) else data
 
 
@@ -314,6 +319,7 @@ class Kind:
       held_out: its metrics of the held-out examples.
       picture: what it shows of itself while it is trained, or None.
       evaluate: all that evaluation reports, written to a directory.
+      count: what there is in an example, by name, such as {"tokens": 256}.
     """
 
     system: Callable[[Mapping[str, Any], Facts], Any]
@@ -321,6 +327,7 @@ class Kind:
     held_out: Callable[[Any, Dataset], dict[str, float]]
     picture: Callable[[Any, Dataset], np.ndarray | None]
     evaluate: Callable[[Any, Dataset, str | Path], dict[str, Any]]
+    count: Callable[[Any], dict[str, int]] = lambda system: {}
 
 
 def kind_of(config: Mapping[str, Any]) -> Kind:
@@ -330,7 +337,7 @@ def kind_of(config: Mapping[str, Any]) -> Kind:
 
 
 def system_of(config: Mapping[str, Any], facts: Facts) -> AnySystem:
-    """What a config trains, built: a generator, a tokenizer or a classifier."""
+    """What a config trains, built: a generator, a tokenizer, a classifier or an agent."""
     return kind_of(config).system(config, facts)
 
 
@@ -363,7 +370,7 @@ def train(config: Mapping[str, Any], workdir: str | Path | None = None) -> AnyRu
             evaluate=lambda params, step: kind.held_out(kind.run(system, params, config, step), data),
             sample=lambda params, step: kind.picture(kind.run(system, params, config, step), data),
             describe=system.describe(),
-            count={"tokens": system.model.order.length} if isinstance(system, System) else {},
+            count=kind.count(system),
             prepare=lambda directory: write_atomically(directory / FACTS, json.dumps(_facts(data))),
             adopt=_trained_before(config),
         )
@@ -464,7 +471,8 @@ def _essence(facts: Facts) -> tuple[Any, ...]:
 def evaluate(run: AnyRun, workdir: str | Path) -> dict[str, Any]:
     """Metrics of the held-out data, and of sampling, written with pictures to `workdir`/eval.
 
-    See `report.evaluate`, `reconstruction.evaluate` for tokenizers, and `classification.evaluate` for classifiers.
+    See `report.evaluate`, `reconstruction.evaluate` for tokenizers, `classification.evaluate` for classifiers, and
+    `episodes.evaluate` for agents.
     """
     data = load_data(run.config)
     _check_facts(Path(workdir), data)
@@ -492,6 +500,7 @@ GENERATOR = Kind(
     report.held_out,
     lambda run, data: report.sample_grid(run),
     lambda run, data, workdir: report.evaluate(run, data, workdir, on_other_data(run)),
+    lambda system: {"tokens": system.model.order.length},
 )
 KINDS = {  # by config.objective.kind
     tokenizer_system.KIND: Kind(
@@ -507,5 +516,13 @@ KINDS = {  # by config.objective.kind
         classification.held_out,
         lambda run, data: None,
         classification.evaluate,
+    ),
+    agent_system.KIND: Kind(
+        agent_from_config,
+        AgentRun,
+        episodes.held_out,
+        lambda run, data: None,
+        episodes.evaluate,
+        lambda system: {"steps": system.objective.rollout_length},
     ),
 }

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from ar_jax.data.addition import load_addition
 from ar_jax.data.crops import load_crops
 from ar_jax.data.digits import load_digits
+from ar_jax.data.episodes import load_episodes
 from ar_jax.data.idx import load_idx
 from ar_jax.data.listops import load_listops
 from ar_jax.data.molecules import load_molecules
@@ -27,4 +28,5 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "moving_digits": load_moving_digits,
     "crops": load_crops,
     "listops": load_listops,
+    "episodes": load_episodes,
 }

@@ -8,13 +8,14 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-Modality = Literal["image", "video", "text"]
+Modality = Literal["image", "video", "text", "episodes"]
 Example = Mapping[str, np.ndarray]
 """One example, or a batch of them with a leading axis.
 
 Images: `image` float32 [H, W, C] in [-1, 1] and `label` int32 [] (0 where there are no classes).
 Videos: `video` float32 [T, H, W, C], T frames, and `label`.
 Text: `text` uint8 [length], and `label` where there are classes.
+Episodes: `seed` int32 [], of an environment's chance.
 
 Some data tell more: `prompt` (see `ar_jax.data.prompts`), `object` (see `ar_jax.data.objects`).
 """
@@ -43,9 +44,9 @@ class Facts:
     """What a data set is, without its examples: all that building a system needs.
 
     Attributes:
-      modality: "image", "video" or "text".
-      shape: (H, W, C) of an image, (T, H, W, C) of a video, or (length,) of a text.
-      levels: how many values a channel or a byte can take; an image's lie evenly from -1 to 1.
+      modality: "image", "video", "text" or "episodes".
+      shape: (H, W, C) of an image, (T, H, W, C) of a video, (length,) of a text, or (numbers,) of an observation.
+      levels: how many values a channel or a byte can take; an image's lie evenly from -1 to 1. Of no meaning for episodes.
       label_names: one name per class, empty where there are no classes.
     """
 

@@ -40,7 +40,7 @@ RULES: tuple[Rule, ...] = (
     (r"/(scale|bias|offset|modulation_bias)$", ()),
     (r"(mixer|mixer_gate|mlp_gate)/([^/]+/)*[^/]+$", LONGEST),
     (r"^params/generator/((first|second)/)?[^/]+(/[^/]+)?$", LONGEST),  # tokens, positions and classes that are learned
-    (r"^params/(tokenizer|discriminator|perceptual|gate|classifier|batch_stats)/", LONGEST),
+    (r"^params/(tokenizer|discriminator|perceptual|gate|classifier|agent|batch_stats)/", LONGEST),
 )
 
 

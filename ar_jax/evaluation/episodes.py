@@ -1,0 +1,61 @@
+"""What evaluation reports of an agent: returns, lengths and successes of episodes that were held out."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ar_jax.config import UsageError
+from ar_jax.data import pipeline
+from ar_jax.data.protocol import Dataset
+from ar_jax.evaluation.report import check_eval
+from ar_jax.evaluation.samples import sample_options
+from ar_jax.training.workdir import write_atomically
+
+if TYPE_CHECKING:
+    from ar_jax.agent_system import AgentRun
+
+NAMES = {"return": "mean_return", "length": "mean_length", "success": "success_rate"}
+
+
+def held_out(run: AgentRun, data: Dataset) -> dict[str, float]:
+    """`mean_return`, `mean_length` and `success_rate` of the held-out episodes.
+
+    Actions are drawn from the policy; `greedy_mean_return` and so on are those of the likeliest actions.
+    """
+    metrics: dict[str, float] = {}
+    batches = pipeline.test_batches(data, min(check_eval(run.config), len(data.test)), 0, 1)  # every process plays all
+    for prefix, greedy in (("", False), ("greedy_", True)):
+        played: dict[str, list[np.ndarray]] = {name: [] for name in NAMES}
+        for number, batch in enumerate(batches):
+            for name, values in run.play(batch["seed"], greedy, seed=number).items():
+                played[name].append(values[batch["weight"] > 0])
+        metrics |= {prefix + NAMES[name]: float(np.concatenate(parts).mean()) for name, parts in played.items()}
+    return metrics
+
+
+def evaluate(run: AgentRun, data: Dataset, workdir: str | Path) -> dict[str, Any]:
+    """Metrics of the held-out episodes, written to `workdir`/eval.
+
+    Returns:
+      What `held_out` does, and `steps_per_second`, of all agents together once all is compiled.
+    """
+    if sample_options(run.config).num_samples:
+        raise UsageError("An agent draws no samples; set config.eval.samples.num_samples=0.")
+    folder = Path(workdir) / "eval"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"Cannot write to {folder} ({error.strerror or error}); make it writable.") from error
+    metrics: dict[str, Any] = {"step": run.step} | held_out(run, data)
+    seeds = data.test.take(np.arange(min(check_eval(run.config), len(data.test))))["seed"]
+    start = time.perf_counter()
+    run.play(seeds)
+    seconds = time.perf_counter() - start
+    metrics["steps_per_second"] = len(seeds) * run.system.environment.max_steps / seconds
+    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    return metrics
