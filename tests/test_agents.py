@@ -141,7 +141,9 @@ def test_both_cues_come_up_and_a_seed_fixes_its_own() -> None:
 def test_a_pushed_cart_gains_the_energy_of_the_push() -> None:
     """d/dt of the energy of cart and rod, by their positions, is force times speed: no formula of Barto's enters."""
     random = np.random.default_rng(0)
-    for place, speed, force in zip(random.normal(size=(9, 2)), random.normal(size=(9, 2)), [10, -10, 0] * 3, strict=True):
+    for place, speed, force in zip(
+        random.normal(size=(9, 2)), random.normal(size=(9, 2)), [10, -10, 0] * 3, strict=True
+    ):
 
         def energy(place: jax.Array, speed: jax.Array) -> jax.Array:
             (_, angle), (along, turning) = place, speed
@@ -181,7 +183,9 @@ def test_returns_are_those_of_their_definition_and_stop_where_an_episode_ends() 
         for t in reversed(range(length)):
             later = rewards[:, t] + discount * goes_on[:, t] * ((1 - decay) * values[:, t] + decay * later)
             expected[:, t] = later
-        found = jax.jit(lambda r, d, v, decay=decay: lambda_returns(r, d, v, decay))(rewards, discount * goes_on, values)
+        found = jax.jit(lambda r, d, v, decay=decay: lambda_returns(r, d, v, decay))(
+            rewards, discount * goes_on, values
+        )
         np.testing.assert_allclose(found, expected, atol=1e-5)  # float32, sums of a few terms
 
 
@@ -200,3 +204,118 @@ def test_every_config_has_a_base_and_a_smoke_variant(name: str) -> None:
     assert {"base", "smoke"} <= {v for n, v in VARIANTS if n == name}
     with pytest.raises(UsageError, match="Did you mean 'smoke'"):
         get_config(FOLDER / f"{name}.py:smoky")
+
+
+def short(mixer: dict[str, Any] | None = None, **train: Any) -> Any:
+    """The smoke variant in a corridor that is walked in three steps."""
+    config = smoke(mixer=mixer, **dict(num_steps=100, log_every_steps=50) | train)
+    config.data.environment.update(corridor_length=4, max_steps=16)
+    config.objective.rollout_length, config.optimizer.learning_rate = 24, 4e-3
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    workdir = tmp_path_factory.mktemp("runs") / "agalite"
+    return workdir, ar_jax.train(short(), workdir)
+
+
+def test_a_memory_learns_by_reward_what_the_cue_means(trained: Any) -> None:
+    """Without memory half of the turns are right; the best return is 4 for the turn less 0.1 for each of three steps."""
+    workdir, run = trained
+    metrics = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert metrics["eval/success_rate"] > 0.9 and metrics["eval/greedy_success_rate"] > 0.9
+    assert metrics["eval/greedy_mean_return"] > 3.3 and metrics["success_rate"] > 0.9
+    assert metrics["steps_per_second"] == pytest.approx(24 * metrics["examples_per_second"])
+
+
+def test_a_loaded_agent_plays_as_the_trained_one(trained: Any) -> None:
+    workdir, run = trained
+    seeds, loaded = np.arange(40), ar_jax.load(workdir)
+    played = run.play(seeds)
+    assert loaded.step == 100 and {a.shape for a in played.values()} == {(40,)}
+    jax.tree.map(np.testing.assert_array_equal, loaded.play(seeds), played)
+    assert not np.array_equal(run.play(seeds, seed=1)["return"], played["return"])
+    expected = np.where(played["success"], 4.0, -1.0) - 0.1 * (played["length"] - 1)
+    ended = played["length"] < 16
+    np.testing.assert_allclose(played["return"][ended], expected[ended], atol=1e-5)  # float32, sixteen terms
+    for bad in ([], [0.5], [[1, 2]]):
+        with pytest.raises(UsageError, match="seeds must be whole numbers in one dimension"):
+            run.play(bad)
+
+
+def test_evaluation_reports_held_out_episodes(trained: Any) -> None:
+    workdir, run = trained
+    metrics = runs.evaluate(run, workdir)
+    kinds = {f"{prefix}{name}" for prefix in ("", "greedy_") for name in ("mean_return", "mean_length", "success_rate")}
+    assert set(metrics) == {"step", "steps_per_second"} | kinds
+    assert metrics == json.loads((workdir / "eval" / "metrics.json").read_text())
+    played = run.play(np.arange(256), greedy=True)  # the first seeds are held out
+    assert metrics["greedy_mean_length"] == played["length"].mean()
+    assert metrics["greedy_success_rate"] == played["success"].mean()
+
+
+@pytest.mark.slow
+def test_without_memory_half_of_the_turns_are_wrong() -> None:
+    run = ar_jax.train(short(dict(kind="convolution", width=1), num_steps=200))
+    assert abs(run.play(np.arange(256), greedy=True)["success"].mean() - 0.5) < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mixer", ["agalite", "softmax"])
+def test_a_memory_spans_the_smoke_variants_corridor(mixer: str) -> None:
+    run = ar_jax.train(smoke(mixer=None if mixer == "agalite" else dict(kind=mixer, num_heads=2, head_dim=16)))
+    played = run.play(np.arange(256), greedy=True)
+    assert played["success"].mean() > 0.95 and played["length"].mean() < 10
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(jax.device_count() < 4, reason="needs 4 devices")
+def test_devices_share_the_agents_of_a_step() -> None:
+    losses = []
+    for devices in (1, 4):
+        config = short(batch_size=8)
+        config.mesh = dict(data=devices)
+        program = make_program(agent_from_config(config, runs.load_data(config)), config)
+        batch = program.put({"seed": np.arange(8, dtype=np.int32)})
+        losses.append(float(program.compile(batch)(program.init(), batch)[1]["loss"]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)  # float32
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"tokenizer": dict(kind="pixels")}, "config.tokenizer is not a known key"),
+        ({"data": dict(kind="digits")}, "trains agents, but the data is image; set config.data.kind='episodes'"),
+        ({"objective": dict(kind="next_token")}, "'episodes' is for agents; set config.objective.kind='actor_critic'"),
+        ({"data.environment": dict(kind="t_mase")}, "Did you mean 't_maze'"),
+        ({"data.environment": dict(kind="t_maze", corridor_length=1)}, "corridor_length=1 must be at least 2"),
+        ({"data.environment": dict(kind="t_maze", max_steps=9)}, "max_steps=9 must be at least 10"),
+        ({"data.environment": dict(kind="cart_pole", max_steps=0)}, "max_steps=0 must be at least 1"),
+        ({"data.num_test": 0}, "num_test=0 must be at least 1"),
+        ({"objective.discount": 1.5}, r"discount=1.5 must lie in \[0, 1\]"),
+        ({"objective.rollout_length": 0}, "rollout_length=0 must be at least 1"),
+        ({"objective.entropy_weight": -1.0}, "entropy_weight=-1.0 must be at least 0"),
+        ({"model.dropout_rate": 0.1}, "dropout_rate=0.1 has no meaning for an agent"),
+        ({"model.adaln": "block", "model.residual": "add"}, "adaln='block' has no meaning for an agent"),
+        ({"model.hidden_dim": 0}, "hidden_dim=0 must be at least 1"),
+        ({"model.kind": "decoder"}, "config.model.kind is not a known key"),
+        ({"model.mixer": dict(kind="fnet", causal=False)}, "FNet reads later tokens, too"),
+        ({"model.mixer.one_clock": True}, "one_clock lets time go on between episodes"),
+        ({"eval.samples": dict(num_samples=2)}, "An agent draws no samples"),
+    ],
+    ids=str,
+)
+def test_configs_that_make_no_sense_are_refused(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    config = smoke()
+    for path, value in changes.items():
+        *sections, key = path.split(".")
+        place = config
+        for section in sections:
+            place = place[section]
+        place[key] = value
+    with pytest.raises(UsageError, match=words):
+        if "samples" in words:
+            runs.evaluate(ar_jax.build_run(config), tmp_path)
+        ar_jax.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

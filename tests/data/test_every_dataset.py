@@ -117,6 +117,7 @@ MAKERS = {
     "molecules": lambda folder: dict(kind="molecules", max_atoms=5, limit=150),
     "moving_digits": lambda folder: dict(kind="moving_digits", num_frames=3, side=9),
     "crops": make_crops,
+    "episodes": lambda folder: dict(kind="episodes", environment=dict(kind="cart_pole"), num_train=30, num_test=7),
     "listops": lambda folder: dict(kind="listops", min_length=4, max_length=20, max_depth=3, num_train=40, num_test=9),
 }
 FACTS = {  # train and test examples, shape, levels, classes
@@ -131,6 +132,7 @@ FACTS = {  # train and test examples, shape, levels, classes
     "moving_digits": (1437, 360, (3, 9, 9, 1), 17, 10),
     "crops": (2 * 2 * 4, 2 * 4, (2, 4, 3, 1), 256, 1),
     "listops": (40, 9, (20,), 16, 10),
+    "episodes": (30, 7, (2,), 256, 0),
 }
 
 
@@ -156,6 +158,9 @@ def test_examples_have_the_promised_types_and_ranges(made):
             if data.modality == "text":
                 assert example.keys() - {"label"} == {"text"} and ("label" in example) == (data.num_classes > 0)
                 assert example["text"].shape == data.shape and example["text"].dtype == np.uint8
+            elif data.modality == "episodes":
+                assert example.keys() == {"seed"}
+                assert example["seed"].shape == () and example["seed"].dtype == np.int32
             elif "tokens" in example:
                 assert example.keys() == {"tokens", "label"}
                 assert example["tokens"].shape == (6,) and example["tokens"].dtype == np.int32
