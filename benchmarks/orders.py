@@ -117,7 +117,6 @@ def tokenizer_of(name: str, scales: bool, budget: Budget) -> dict[str, Any]:
         quantizer |= dict(ema_decay=0.95, revive_below=0.1)
     config = vqgan.recipe("fashion", dict(kind="autoencoder") | vqgan.SMALL | dict(quantizer=quantizer))
     config.data = data_of(name)
-    config.model.update(BACKBONE)
     config.train.update(num_steps=budget.tokenizer_steps)
     run.train(config, workdir)
     return dict(workdir=str(workdir))

@@ -19,7 +19,6 @@ import ar_jax
 from ar_jax import run as runs
 from ar_jax.agent_system import AgentSystem, agent_from_config
 from ar_jax.config import UsageError, get_config
-from ar_jax.data.episodes import load_episodes
 from ar_jax.environments import ENVIRONMENTS
 from ar_jax.environments.cart_pole import Motion, acceleration
 from ar_jax.environments.protocol import Transition
