@@ -349,7 +349,7 @@ def page(rows: Mapping[str, Mapping[str, Any]], command: str, steps: int, seeds:
             "",
             "# Mixers, measured",
             "",
-            f"One layer of width {WIDTH} with {HEADS} heads, one example, float32, CPU. State in bytes. The slope is the power with which FLOPs grow from {CONTEXTS[-1] // 2} to {CONTEXTS[-1]} tokens, projections included;",  # noqa: E501
+            f"One layer of width {WIDTH} with {HEADS} heads, one example, float32, CPU. State in bytes. The slope is the power with which FLOPs grow from {CONTEXTS[-1] // 2} to {CONTEXTS[-1]} tokens, projections included, and blocks that a kernel skips at run time (windows, packed segments) counted;",  # noqa: E501
             f"times of a token are medians of five rounds of {NUM_TOKENS} tokens, in each of which every mixer has its turn. Bits per byte: held-out tiny_shakespeare after {steps} steps of {BATCH} x {LENGTH} bytes, decoders of {LAYERS} layers with",  # noqa: E501
             f"{sizes[0]:,} to {sizes[-1]:,} parameters, mean of {seeds} seeds and their spread (greatest less least). A short training at a small size: it tells which mixers learn fast, not which are best." if sizes else "",  # noqa: E501
             "TPU cycles: the scheduled forward kernel on v5e, 8 heads x 4096 x 128, bfloat16. Replay: the largest difference from the official runs. An empty cell: what is not causal has no such form, or there is nothing to compare.",  # noqa: E501
