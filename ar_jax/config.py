@@ -93,7 +93,7 @@ def build(table: Mapping[str, Callable[..., Any]], config: Mapping[str, Any], wh
       table: the parts of one folder by their kind.
       config: `kind`, and any of that part's parameters.
       where: the place in the config, for messages, such as "model.mixer".
-      **given: parameters that the code supplies; those the part does not take are left out.
+      **given: parameters that the code supplies; those the part does not take are left out (but for Linen's `parent`).
 
     Raises:
       UsageError: an unknown kind or key, a missing key, or a value of the wrong type; it names the nearest valid name.
@@ -104,7 +104,7 @@ def build(table: Mapping[str, Callable[..., Any]], config: Mapping[str, Any], wh
     check_keys(options, set(accepted) - set(given), where)
     for key, value in options.items():
         _check_type(f"config.{where}.{key}", value, accepted[key])
-    arguments = {k: v for k, v in given.items() if k in accepted} | options
+    arguments = {k: v for k, v in given.items() if k in accepted or k == "parent"} | options
     missing = [k for k, p in accepted.items() if p.default is p.empty and k not in arguments]
     if missing:
         raise UsageError(

@@ -50,6 +50,11 @@ def mixer_pattern(config: Mapping[str, Any], **given: Any) -> tuple[MakeMixer, .
     return tuple(makers)
 
 
+def _unattached(make: Callable[..., Any]) -> Any:
+    """A mixer that is nobody's part, made where another module runs."""
+    return make(parent=None)
+
+
 class Repeat(nn.Module):
     """One repeat of the pattern of blocks: the body of the scan over layers.
 
@@ -84,7 +89,7 @@ class Repeat(nn.Module):
                 own = (number * len(self.blocks) + i) % self.adaln_groups
                 told = jax.lax.dynamic_index_in_dim(groups, own, axis=-2, keepdims=False)
             block, new = make(name=f"block_{i}"), None if state is None else state[i]
-            name = type(block.make_mixer()).__name__ if shared else ""
+            name = type(_unattached(block.make_mixer)).__name__ if shared else ""
             given = Carried(new, shared[name]) if name in shared else new
             x, new = block(x, tokens, told, given, self.deterministic)
             if isinstance(new, Carried):
@@ -148,7 +153,7 @@ class Stack(nn.Module):
     @nn.nowrap
     def _shared(self, x: Array) -> dict[str, Any]:
         """What the first layer is handed of each mixer whose layers share something, for tokens x [B, T, D]."""
-        mixers = [make() for make in self.mixers]
+        mixers = [_unattached(make) for make in self.mixers]
         handed = {type(m).__name__: m.init_shared(*x.shape[:2]) for m in mixers if hasattr(m, "init_shared")}
         return {name: shared for name, shared in handed.items() if shared is not None}
 

@@ -114,6 +114,7 @@ def test_a_decoder_hands_the_first_layers_values_to_all_others() -> None:
     options = BlockOptions(mlps="none", norm="layer")
     stack, x = Stack(make, 3, options), jnp.asarray(X)
     shapes = jax.eval_shape(lambda: stack.init(jax.random.key(0), x, tokens_of()))
+    assert list(shapes["params"]) == ["layers"]  # asking what is handed on makes no parameters
     params = cases.away_from_zero(shapes, seed=1)
     whole = jax.jit(stack.apply)(params, x, tokens_of())[0]
 
