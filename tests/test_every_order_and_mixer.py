@@ -59,6 +59,9 @@ LONG = {row for row in CAUSAL if row[2:] == ("auto", "decoder") and row[1] != "n
     row[0] not in FIRST.values() and ":" not in cases.MIXERS[row[0]]["kind"]
     or row[0] in READERS and row[1] not in ("raster", "random, in sets")
 )}  # fmt: skip
+LONG |= {
+    row for row in CAUSAL if row[3] == "axial_transformer, three axes"
+}  # see tests/models/test_axial_transformer.py
 
 
 def in_long_tests(rows: list[tuple[str, str, str, str]]) -> list[Any]:

