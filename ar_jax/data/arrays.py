@@ -40,21 +40,26 @@ class ImageArrays:
 
 @dataclasses.dataclass(frozen=True)
 class TextArrays:
-    """A source of texts in memory: `windows` uint8 [N, length]."""
+    """A source of texts in memory: `windows` uint8 [N, length], `labels` int32 [N] where there are classes."""
 
     windows: np.ndarray
+    labels: np.ndarray | None = None
 
     def __len__(self) -> int:
         """The number of windows."""
         return len(self.windows)
 
     def __getitem__(self, index: int) -> Example:
-        """`text` uint8 [length]."""
-        return {"text": self.windows[index]}
+        """`text` uint8 [length], and `label` int32 []."""
+        return self._of(index)
 
     def take(self, indices: np.ndarray) -> Example:
-        """`text` uint8 [B, length]."""
-        return {"text": self.windows[indices]}
+        """`text` uint8 [B, length], and `label` int32 [B]."""
+        return self._of(indices)
+
+    def _of(self, index: int | np.ndarray) -> Example:
+        text = {"text": self.windows[index]}
+        return text if self.labels is None else {**text, "label": self.labels[index]}
 
 
 def to_signed_unit(values: np.ndarray, levels: int) -> np.ndarray:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import zlib
 from pathlib import Path
 
 from ar_jax.config import UsageError
@@ -33,10 +35,10 @@ def find(path: str | os.PathLike[str], remedy: str) -> Path:
 
 
 def read_bytes(path: Path, remedy: str) -> bytes:
-    """The content of the file at `path`.
+    """The content of the file at `path`, unpacked if its name ends with .gz.
 
     Raises:
-      UsageError: it is empty, a folder, or not readable; the sentence ends with `remedy`.
+      UsageError: it is empty, a folder, not readable, or not a complete gzip file; the sentence ends with `remedy`.
     """
     try:
         content = path.read_bytes()
@@ -44,4 +46,9 @@ def read_bytes(path: Path, remedy: str) -> bytes:
         raise UsageError(f"{path} cannot be read ({error.strerror}); {remedy}.") from error
     if not content:
         raise UsageError(f"{path} is empty; {remedy}.")
-    return content
+    if path.suffix != ".gz":
+        return content
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UsageError(f"{path} is not a complete gzip file; {remedy}.") from error

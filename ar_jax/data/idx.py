@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,11 +42,6 @@ def read_idx(path: Path) -> np.ndarray:
       UsageError: the file is empty, truncated, unreadable or not an idx file of bytes.
     """
     content = read_bytes(path, REMEDY)
-    if path.suffix == ".gz":
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise UsageError(f"{path} is not a complete gzip file; {REMEDY}.") from error
     # Two zero bytes, the type (8: uint8), the number of axes; then each axis' size, big-endian; then the values.
     if content[:3] != b"\x00\x00\x08" or len(content) < 4 + 4 * content[3]:
         raise UsageError(f"{path} is not an idx file of bytes; {REMEDY}.")

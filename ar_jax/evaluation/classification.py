@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ar_jax.config import UsageError
 from ar_jax.data import pipeline
 from ar_jax.data.protocol import Dataset
-from ar_jax.evaluation.report import check_eval
-from ar_jax.evaluation.samples import sample_options
+from ar_jax.evaluation.report import check_draws_none, check_eval, eval_folder
 from ar_jax.training.workdir import write_atomically
 
 if TYPE_CHECKING:
@@ -49,13 +47,8 @@ def evaluate(run: ClassifierRun, data: Dataset, workdir: str | Path) -> dict[str
     Returns:
       What `held_out` does; `accuracy_of_class` by its name; and the speed once all is compiled.
     """
-    if sample_options(run.config).num_samples:
-        raise UsageError("A classifier draws no samples; set config.eval.samples.num_samples=0.")
-    folder = Path(workdir) / "eval"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"Cannot write to {folder} ({error.strerror or error}); make it writable.") from error
+    check_draws_none(run.config, "A classifier")
+    folder = eval_folder(workdir)
     count, nats = confusion(run, data)
     names = run.system.facts.label_names
     right = np.diag(count) / np.maximum(count.sum(axis=1), 1)

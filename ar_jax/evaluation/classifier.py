@@ -12,17 +12,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
 from ar_jax import command, training
-from ar_jax.classifier_system import Classification, ClassifierSystem
+from ar_jax.classifier_system import Classification, ClassifierRun, ClassifierSystem
 from ar_jax.config import UsageError
 from ar_jax.data import pipeline
 from ar_jax.data.protocol import Dataset, Facts
+from ar_jax.evaluation import classification
 from ar_jax.evaluation.small import Small, write_small
 from ar_jax.training.workdir import plain_values
 
@@ -85,19 +83,12 @@ def train_classifier(
     )
     iterator = pipeline.train_iterator(data, batch_size, seed)
     system = ClassifierSystem(data, small.network, Classification(label_smoothing=0.1, shift=0.125))
-    params = training.fit(system, iterator, config, out).params["classifier"]
-    accuracy = held_out_accuracy(small, params, data)
-    sha256 = write_small(out, small, params, accuracy=accuracy, num_steps=num_steps, seed=seed, data=origin or {})
+    run = ClassifierRun(system, training.fit(system, iterator, config, out).params, config)
+    accuracy = classification.held_out(run, data)["accuracy"]
+    sha256 = write_small(
+        out, small, run.params["classifier"], accuracy=accuracy, num_steps=num_steps, seed=seed, data=origin or {}
+    )
     return {"sha256": sha256, "accuracy": accuracy}
-
-
-def held_out_accuracy(small: Small, params: Any, data: Dataset, batch_size: int = 256) -> float:
-    """The fraction of held-out images that the classifier gets right."""
-    predict, right, count = jax.jit(lambda p, x: small.logits(p, x).argmax(axis=-1)), 0.0, 0.0
-    for batch in pipeline.test_batches(data, min(batch_size, len(data.test))):
-        correct = np.asarray(predict(params, jnp.asarray(batch["image"]))) == batch["label"]
-        right, count = right + float((correct * batch["weight"]).sum()), count + float(batch["weight"].sum())
-    return right / count
 
 
 def main(arguments: Sequence[str]) -> None:

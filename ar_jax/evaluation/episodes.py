@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ar_jax.config import UsageError
 from ar_jax.data import pipeline
 from ar_jax.data.protocol import Dataset
-from ar_jax.evaluation.report import check_eval
-from ar_jax.evaluation.samples import sample_options
+from ar_jax.evaluation.report import check_draws_none, check_eval, eval_folder
 from ar_jax.training.workdir import write_atomically
 
 if TYPE_CHECKING:
@@ -44,13 +42,8 @@ def evaluate(run: AgentRun, data: Dataset, workdir: str | Path) -> dict[str, Any
     Returns:
       What `held_out` does, and `steps_per_second`, of all agents together once all is compiled.
     """
-    if sample_options(run.config).num_samples:
-        raise UsageError("An agent draws no samples; set config.eval.samples.num_samples=0.")
-    folder = Path(workdir) / "eval"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"Cannot write to {folder} ({error.strerror or error}); make it writable.") from error
+    check_draws_none(run.config, "An agent")
+    folder = eval_folder(workdir)
     metrics: dict[str, Any] = {"step": run.step} | held_out(run, data)
     seeds = data.test.take(np.arange(min(check_eval(run.config), len(data.test))))["seed"]
     start = time.perf_counter()

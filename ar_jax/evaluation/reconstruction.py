@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from ar_jax.config import UsageError
 from ar_jax.data import pipeline
 from ar_jax.data.protocol import Dataset
 from ar_jax.evaluation import pictures
-from ar_jax.evaluation.report import check_eval
-from ar_jax.evaluation.samples import sample_options
+from ar_jax.evaluation.report import check_draws_none, check_eval, eval_folder
 from ar_jax.training.workdir import write_atomically
 
 if TYPE_CHECKING:
@@ -75,13 +73,8 @@ def evaluate(run: TokenizerRun, data: Dataset, workdir: str | Path) -> dict[str,
     Returns:
       What `held_out` does, and the speed of encoding and decoding once all is compiled.
     """
-    if sample_options(run.config).num_samples:
-        raise UsageError("A tokenizer draws no samples; set config.eval.samples.num_samples=0.")
-    folder = Path(workdir) / "eval"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"Cannot write to {folder} ({error.strerror or error}); make it writable.") from error
+    check_draws_none(run.config, "A tokenizer")
+    folder = eval_folder(workdir)
     metrics = {"step": run.step} | held_out(run, data)
     images = data.test.take(np.arange(min(check_eval(run.config), len(data.test))))["image"]
     start = time.perf_counter()

@@ -48,6 +48,26 @@ def check_eval(config: Any) -> int:
     return section.get("batch_size", 180)
 
 
+def check_draws_none(config: Any, what: str) -> None:
+    """Raises UsageError where `config.eval.samples` asks for samples of what has none."""
+    if sample_options(config).num_samples:
+        raise UsageError(f"{what} draws no samples; set config.eval.samples.num_samples=0.")
+
+
+def eval_folder(workdir: str | Path) -> Path:
+    """`workdir`/eval, made.
+
+    Raises:
+      UsageError: it cannot be.
+    """
+    folder = Path(workdir) / "eval"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"Cannot write to {folder} ({error.strerror or error}); make it writable.") from error
+    return folder
+
+
 def held_out(run: Run, data: Dataset) -> dict[str, float]:
     """Metrics of the held-out examples; see `likelihood`, and `mean_loss` for heads that have none."""
     batches = pipeline.test_batches(data, min(check_eval(run.config), len(data.test)), 0, 1)  # every process reads all
@@ -146,11 +166,7 @@ def evaluate(
       `config.eval.data` there is `other_data`: the metrics of those held-out data.
     """
     prepared = prepare(run, data)
-    folder = Path(workdir) / "eval"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"Cannot write to {folder} ({error.strerror or error}); make it writable.") from error
+    folder = eval_folder(workdir)
     metrics: dict[str, Any] = {"step": run.step} | held_out(run, data) | mistaken(run, data)
     metrics |= checks(run, data, check_eval(run.config))
     if elsewhere is not None:

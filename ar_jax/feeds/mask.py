@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -25,13 +26,14 @@ def mask(order: Order, num_prefix: int) -> Feed:
     sizes = np.asarray(order.sizes)
     starts = np.cumsum(sizes) - sizes
     sizes, starts = sizes[int(order.told) :], starts[int(order.told) :]
+    told: dict[str, Any] = {"remembers": False, "beside_given": functools.partial(with_known, num_prefix)}
     if order.adaptive:
-        return Feed(tuple(_step(order.length, num_prefix, s, order.length - s, order.length) for s in starts), False)
+        return Feed(tuple(_step(order.length, num_prefix, s, order.length - s, order.length) for s in starts), **told)
     chunks = []
     for run in _steady_runs(sizes):
         last = int(starts[run].max())
         chunks += [_step(order.length, num_prefix, starts[k], sizes[k], int(sizes[run].max()), last) for k in run]
-    return Feed(tuple(chunks), remembers=False)
+    return Feed(tuple(chunks), **told)
 
 
 def _steady_runs(sizes: np.ndarray) -> list[list[int]]:
@@ -61,7 +63,7 @@ def _step(length: int, num_prefix: int, start: int, size: int, padded: int, most
     )
 
 
-def with_known(step: Chunk, num_prefix: int, known: jax.Array) -> Chunk:
+def with_known(num_prefix: int, step: Chunk, known: jax.Array) -> Chunk:
     """A step of `mask` that is also fed the values of further ranks, known [B, L] bool: nothing that is given is hidden.
 
     Returns:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -112,6 +112,8 @@ class Feed:
       place_axes: the first so many axes of a position tell where a fed token is; None takes all.
       num_transition: learned tokens that are fed between others; their sources are the prefix codes behind the prefix.
       num_held: the state holds so many tokens at a time, and what is put where tells `Chunk.at`; None holds all.
+      beside_given: of a step and the ranks that are given [B, L] bool: the step that is fed these values, too, whose source and
+        target are [B, T]. None where given tokens are fed in their own steps alone.
     """
 
     chunks: tuple[Chunk, ...]
@@ -121,6 +123,7 @@ class Feed:
     num_transition: int = 0
     apart: bool = False
     num_held: int | None = None
+    beside_given: Callable[[Chunk, jax.Array], Chunk] | None = None
 
     @property
     def has_parallel(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
@@ -63,7 +64,7 @@ class _Conditioned(nn.Module):
 
     def __call__(self, data: Array, train: bool = False) -> Array:
         """Logits [B, classes]; PADDING at the end is not read."""
-        table = LEXICONS[self.lexicon](self.network.vocab_size)
+        table = jnp.asarray(LEXICONS[self.lexicon](self.network.vocab_size))
         return self.network(data, table[data], (data != PADDING).sum(axis=1), train)[0]
 
 
@@ -106,7 +107,6 @@ CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
     "terminator": terminator,
     "conditioned_attention": conditioned_attention,
 }
-OF_IMAGES = ("nat", "van", "mamba_out", "terminator")
 
 
 def build_classifier(config: Mapping[str, Any], facts: Facts) -> nn.Module:
@@ -119,7 +119,7 @@ def build_classifier(config: Mapping[str, Any], facts: Facts) -> nn.Module:
     own = parameters(choose(CLASSIFIERS, kind, "model.kind"))
     of_blocks = parameters(BlockOptions) if "options" in own else {}
     check_keys(config, {"kind", *of_blocks, *own} - set(SUPPLIED), "model")
-    if kind in OF_IMAGES and facts.modality != "image":
+    if "facts" not in own and facts.modality != "image":
         raise UsageError(f"config.model.kind={kind!r} reads images, but the data is {facts.modality}; use 'encoder'.")
     given: dict[str, Any] = {"facts": facts, "num_classes": facts.num_classes}
     if of_blocks:

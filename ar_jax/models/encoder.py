@@ -18,6 +18,7 @@ from ar_jax.mixers.protocol import NEVER, Tokens
 from ar_jax.models.blocks import BlockOptions
 from ar_jax.models.decoder import Stack, mixer_pattern
 from ar_jax.models.dropout import Dropout
+from ar_jax.tokenizers.patches import patches
 
 POOLS = ("mean", "last")
 PADDING = 0  # the character that fills up a text
@@ -30,7 +31,7 @@ class Encoder(nn.Module):
       num_classes: of the answers.
       stack: the blocks.
       grid: (height, width) in patches, or (length,) of a text.
-      patch: side of a patch, in pixels; () for a text.
+      patch: side of a patch, in pixels; 1 for a text.
       vocab_size: of a text's characters; 0 for images.
       pool: what the answer is read from: the "mean" of all tokens, or the "last", which has read them all.
       learned_positions: every token has a learned embedding of its place.
@@ -90,13 +91,6 @@ class Encoder(nn.Module):
             padded=bool(self.vocab_size),
             features=None if features is None else features.astype(jnp.float32),
         )
-
-
-def patches(images: Array, side: int) -> Array:
-    """Images [B, H, W, C] as a raster of patches, [B, H W / side^2, side^2 C]."""
-    batch, height, width, channels = images.shape
-    cut = images.reshape(batch, height // side, side, width // side, side, channels)
-    return cut.swapaxes(2, 3).reshape(batch, height * width // side**2, side**2 * channels)
 
 
 def encoder(

@@ -13,7 +13,6 @@ from flax import struct
 from jax import Array
 from jax.typing import ArrayLike
 
-from ar_jax.feeds.mask import with_known
 from ar_jax.feeds.protocol import Chunk, Feed
 from ar_jax.heads.noise import Drawn, Noise
 from ar_jax.heads.protocol import Sampling
@@ -105,8 +104,8 @@ def generate(
 
     def body(carry: tuple[Array, Array, State], step: Step, chunk: Chunk) -> tuple[Array, Array, State]:
         values, slots, state = carry
-        if given is not None and not feed.has_parallel:
-            chunk = with_known(chunk, model.num_prefix, jnp.tile(take(given.mask, slots), (1 + guided, 1)))
+        if given is not None and feed.beside_given is not None:
+            chunk = feed.beside_given(chunk, jnp.tile(take(given.mask, slots), (1 + guided, 1)))
         now, passed_on = dataclasses.replace(context, slots=slots), None
         warm = settings if factors is None else _warmed(settings, factors[step])
         for stage in range(model.num_stages):

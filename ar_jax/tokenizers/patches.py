@@ -61,8 +61,7 @@ class Patches:
 
     def encode(self, params: Params, data: Array, key: Array | None = None) -> Array:
         """[B, H, W, C] to [B, patches, channels]."""
-        (rows, cols), p = self.layout[0], self.patch_size
-        return data.reshape(-1, rows, p, cols, p, self.shape[2]).swapaxes(2, 3).reshape(-1, rows * cols, self.channels)
+        return patches(data, self.patch_size)
 
     def decode(self, params: Params, tokens: Array) -> Array:
         """[B, patches, channels] to [B, H, W, C]."""
@@ -72,3 +71,10 @@ class Patches:
     def preview(self, params: Params, tokens: Array, known: Array) -> Array:
         """See Tokenizer; blanks are grey."""
         return self.decode(params, jnp.where(known[..., None], tokens, 0.0))
+
+
+def patches(images: Array, side: int) -> Array:
+    """Images [B, H, W, C] as a raster of patches of side x side pixels, [B, H W / side^2, side^2 C]."""
+    batch, height, width, channels = images.shape
+    cut = images.reshape(batch, height // side, side, width // side, side, channels)
+    return cut.swapaxes(2, 3).reshape(batch, height * width // side**2, side**2 * channels)

@@ -22,8 +22,11 @@ def text_files() -> str | list[str]:
 
     Those are small, English, and present wherever this library is.
     """
-    if resolve(SHAKESPEARE).is_file():
-        return SHAKESPEARE
+    return SHAKESPEARE if resolve(SHAKESPEARE).is_file() else descriptions()
+
+
+def descriptions() -> list[str]:
+    """The files of scikit-learn's descriptions of its own data sets."""
     folder = Path(importlib.util.find_spec("sklearn").origin).parent / "datasets" / "descr"
     return sorted(str(file) for file in folder.glob("*.rst"))
 

@@ -141,6 +141,21 @@ def made(request, tmp_path):
     return request.param, build(DATASETS, MAKERS[request.param](tmp_path), "data")
 
 
+def test_files_of_text_can_be_classes(tmp_path):
+    (tmp_path / "en.txt").write_bytes(bytes(range(50)))
+    (tmp_path / "de.txt.gz").write_bytes(gzip.compress(bytes(range(100, 200))))
+    paths = [str(tmp_path / name) for name in ("en.txt", "de.txt.gz")]
+    data = build(DATASETS, dict(kind="text", path=paths, length=5, test_fraction=0.2, label_files=True), "data")
+    assert data.label_names == ("en", "de.txt") and (len(data.train), len(data.test)) == (8 + 16, 2 + 4)
+    for source, starts in ((data.train, (0, 100)), (data.test, (40, 180))):
+        batch = source.take(np.arange(len(source)))
+        assert batch["label"].dtype == np.int32 and sorted(set(batch["label"].tolist())) == [0, 1]
+        assert ((batch["text"] >= 100).all(axis=1) == batch["label"]).all()
+        assert [batch["text"][batch["label"] == i][0, 0] for i in (0, 1)] == list(starts)
+    with pytest.raises(UsageError, match="en.txt.*do not both fill a window of 30"):
+        build(DATASETS, dict(kind="text", path=paths, length=30, label_files=True), "data")
+
+
 def test_every_kind_is_tested():
     assert set(MAKERS) == set(FACTS) == set(DATASETS)
 
