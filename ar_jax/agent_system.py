@@ -30,6 +30,7 @@ from ar_jax.models.decoder import layers_apart
 from ar_jax.objectives.actor_critic import ActorCritic
 from ar_jax.sampling.rollouts import Rollout, rollout
 from ar_jax.system import compiled
+from ar_jax.trained import Trained
 
 Params = Any
 KIND = "actor_critic"
@@ -111,21 +112,8 @@ class AgentSystem:
         return {"actions": ", ".join(self.environment.actions), "steps per rollout": str(self.objective.rollout_length)}
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class AgentRun:
-    """An agent with parameters.
-
-    Attributes:
-      system: agent, environment and objective.
-      params: see AgentSystem.
-      config: what built them.
-      step: training steps done.
-    """
-
-    system: AgentSystem
-    params: Any
-    config: Any
-    step: int = 0
+class AgentRun(Trained[AgentSystem]):
+    """An agent with parameters."""
 
     def play(self, seeds: Sequence[int] | np.ndarray, greedy: bool = False, seed: int = 0) -> dict[str, np.ndarray]:
         """One episode of each of the environments of seeds [B].

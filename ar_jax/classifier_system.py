@@ -18,6 +18,7 @@ from ar_jax.data.protocol import Facts
 from ar_jax.mixers.common.statistics import is_statistic
 from ar_jax.models.classifiers import build_classifier
 from ar_jax.system import compiled
+from ar_jax.trained import Trained
 from ar_jax.training.paths import named_leaves
 
 Params = Any
@@ -129,21 +130,8 @@ def shifted(images: Array, part: float, key: Array) -> Array:
     return jax.vmap(cut)(padded, starts)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class ClassifierRun:
-    """A classifier with parameters.
-
-    Attributes:
-      system: classifier and objective.
-      params: see ClassifierSystem.
-      config: what built them.
-      step: training steps done.
-    """
-
-    system: ClassifierSystem
-    params: Any
-    config: Any
-    step: int = 0
+class ClassifierRun(Trained[ClassifierSystem]):
+    """A classifier with parameters."""
 
     def logits(self, data: np.ndarray) -> np.ndarray:
         """Images [B, H, W, C] in [-1, 1], or texts [B, length], to logits [B, classes] float32.

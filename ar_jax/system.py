@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import math
-import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,15 +14,23 @@ from flax import struct
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
-from ml_collections import ConfigDict
 
 from ar_jax.config import UsageError, build, check_keys, choose
 from ar_jax.data.protocol import Facts
 from ar_jax.feeds import FEEDS
 from ar_jax.feeds.protocol import BLANK, Feed
+from ar_jax.fitting import (
+    check_cascade,
+    check_fit,
+    check_joint,
+    check_objective,
+    check_outputs,
+    check_range,
+    check_sections,
+    is_masked,
+)
 from ar_jax.heads import HEADS
 from ar_jax.heads.protocol import Head, Sampling
-from ar_jax.mixers import MIXERS
 from ar_jax.mixers.common.statistics import is_statistic
 from ar_jax.models.autoregressive import Autoregressive
 from ar_jax.models.build import build_generator
@@ -32,7 +38,6 @@ from ar_jax.models.cascade import Cascade
 from ar_jax.models.conditioning import CONDITIONERS, Condition, Conditioner, NoCondition
 from ar_jax.models.generator import Context, Generator
 from ar_jax.objectives import OBJECTIVES
-from ar_jax.objectives.next_token import NextToken
 from ar_jax.objectives.protocol import Objective
 from ar_jax.orders import ORDERS
 from ar_jax.orders.protocol import Order
@@ -49,25 +54,7 @@ from ar_jax.tokenizers import TOKENIZERS
 from ar_jax.tokenizers.protocol import Tokenizer
 
 Params = Any
-SECTIONS = {
-    "seed", "data", "tokenizer", "order", "feed", "condition", "model", "refiner", "head", "objective",
-    "optimizer", "schedule", "train", "checkpoint", "eval", "sampling", "mesh",
-}  # fmt: skip
 PARTS = ("tokenizer", "order", "model")
-RANGES = {
-    "temperature": (0, math.inf),
-    "confidence_temperature": (0, math.inf),
-    "top_k": (1, math.inf),
-    "top_p": (0, 1),
-    "min_p": (0, 1),
-    "guidance_scale": (0, math.inf),
-    "guidance_power": (0, math.inf),
-    "guidance_steps": (0, math.inf),
-    "guidance_dropout_rate": (0, 1),
-    "label_smoothing": (0, 1),
-    "z_loss": (0, math.inf),
-}
-WHOLE = ("top_k", "guidance_steps")
 FILTERS = ("temperature", "confidence_temperature", "top_k", "top_p", "min_p")
 SAMPLING = (
     *FILTERS, "temperature_schedule", "guidance_scale", "guidance_schedule", "guidance_power", "guidance_steps",
@@ -247,7 +234,7 @@ class System:
         schedule, cooling = chosen.pop("guidance_schedule", "constant"), chosen.pop("temperature_schedule", "constant")
         choose(SCHEDULES | BY_TOKEN, schedule, "sampling.guidance_schedule")
         choose(TEMPERATURE_SCHEDULES, cooling, "sampling.temperature_schedule")
-        _check_range(chosen)
+        check_range(chosen)
         scale, power, steps = (
             chosen.pop(f"guidance_{k}", d) for k, d in (("scale", 1.0), ("power", 1.0), ("steps", None))
         )
@@ -319,11 +306,11 @@ def from_config(config: Mapping[str, Any], facts: Facts) -> System:
         raise UsageError("config.condition.kind='prompt' needs tokens that are fed by their numbers; use 'class' here.")
     if "refiner" in config:
         generator = _cascade(config, tokenizer, facts, position)
-    _check_fit(feed, objective, generator)
-    _check_outputs(feed, generator)
-    _check_objective(objective, tokenizer)
-    _check_joint(head, objective, order)
-    _check_cascade(generator, objective)
+    check_fit(feed, objective, generator)
+    check_outputs(feed, generator)
+    check_objective(objective, tokenizer)
+    check_joint(head, objective, order)
+    check_cascade(generator, objective)
     token_shape = () if tokenizer.vocab_size else (tokenizer.channels,)
     resample = tokenizer.resample if feed.resampled else None
     model = Autoregressive(generator, order, feed, token_shape, resample, vectors)
@@ -338,17 +325,12 @@ def from_config(config: Mapping[str, Any], facts: Facts) -> System:
     sampler = model
     if sampler_order is not None:
         sampled: Order = build(ORDERS, sampler_order, "sampling.order", layout=tokenizer.layout)
-        _check_joint(head, objective, sampled)
+        check_joint(head, objective, sampled)
         sampler = model.with_order(sampled, make_feed(sampled))
     check_keys(sampling, (*SAMPLING, "num_samples"), "sampling")
     system = System(facts, tokenizer, model, sampler, objective, sampling)
     system.drawing()
     return system
-
-
-def is_masked(objective: Objective) -> bool:
-    """Whether an objective trains networks that are fed all that is known in every step."""
-    return bool(getattr(objective, "masked", False))
 
 
 def _vectors(tokenizer: Any) -> Callable[[Any, Array], Array]:
@@ -376,20 +358,6 @@ def _feed(config: Mapping[str, Any], objective: Objective, tokenizer: Tokenizer,
     return build(FEEDS, config, "feed", order=order, num_prefix=num_prefix, resampled=resampled)
 
 
-def check_sections(config: Mapping[str, Any], needed: Iterable[str]) -> None:
-    """Raises UsageError on an unknown section, one that is missing or no mapping, or a seed that is no whole number."""
-    check_keys(config, SECTIONS, "")
-    for name in needed:
-        if name not in config:
-            raise UsageError(f"config.{name} is missing; set it, as configs/digits.py does.")
-    for name, section in config.items():
-        if name != "seed" and not isinstance(section, Mapping | ConfigDict):
-            raise UsageError(f"config.{name}={section!r} must be a section; write config.{name}.key=value.")
-    seed = config.get("seed", 0)
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise UsageError(f"config.seed={seed!r} must be a whole number from 0 to {2**32 - 1}.")
-
-
 def _cascade(
     config: Mapping[str, Any], tokenizer: Tokenizer, facts: Facts, position: tuple[tuple[int, ...], ...]
 ) -> Cascade:
@@ -403,31 +371,6 @@ def _cascade(
         head, condition = _head(config, tokenizer, kinds), _condition(config.get("condition", {}), facts, embed_dim, {})
         parts.append(build_generator(config[section], head, condition, position, sizes[0], channels=0, blank=False))
     return Cascade(*parts)
-
-
-def _check_cascade(generator: Generator | Cascade, objective: Objective) -> None:
-    """Two networks that draw in turn have one output each, and are trained on whole sequences."""
-    if not isinstance(generator, Cascade):
-        return
-    for network in (generator.first, generator.second):
-        alone = getattr(network.decoder, "num_outputs", 1) == 1 and getattr(
-            network.decoder, "keeps_segments_apart", False
-        )
-        if not alone or network.embedding.merge == "shuffle" or getattr(network.head, "tied", False):
-            raise UsageError(
-                "config.model and config.refiner of feed 'refine' must be of kind 'decoder' with one output a token and a head "
-                "that is not tied; leave out branch_layers, reads_answers, merge='shuffle' and config.head.tied."
-            )
-    names = {kind: name for name, kind in MIXERS.items()}
-    deaf = [names[type(mixer)] for make in generator.second.decoder.mixers if not (mixer := make()).reads_peers]
-    if deaf:
-        raise UsageError(
-            f"mixer {deaf[0]!r} reads earlier tokens only, but config.refiner is fed all at once; use mixer 'softmax' there."
-        )
-    if not isinstance(objective, NextToken) or objective.num_answers:
-        raise UsageError(
-            "feed 'refine' is trained on whole sequences; set config.objective.kind='next_token' and leave out num_answers."
-        )
 
 
 def _head(config: Mapping[str, Any], tokenizer: Tokenizer, kinds: Mapping[str, int]) -> Head:
@@ -456,99 +399,6 @@ def _condition(config: Mapping[str, Any], facts: Facts, embed_dim: int, perceive
         raise UsageError(
             "config.condition.kind='prompt' is of discrete tokens that one network is fed; use 'class' here."
         )
-    _check_range({k: v for k, v in config.items() if k == "guidance_dropout_rate"})
+    check_range({k: v for k, v in config.items() if k == "guidance_dropout_rate"})
     given = {"embed_dim": embed_dim, "num_classes": facts.num_classes} | dict(perceived)
     return build(CONDITIONERS, config, "condition", **given)
-
-
-def _check_objective(objective: Objective, tokenizer: Tokenizer) -> None:
-    options = {name: getattr(objective, name) for name in ("label_smoothing", "z_loss") if hasattr(objective, name)}
-    _check_range(options)
-    if not tokenizer.vocab_size and any(options.values()):
-        raise UsageError(
-            "config.objective.label_smoothing and z_loss are for a vocabulary; set both to 0 for continuous tokens."
-        )
-
-
-def _check_fit(feed: Feed, objective: Objective, generator: Generator | Cascade) -> None:
-    if feed.has_parallel == is_masked(objective):
-        wanted = "feed 'mask' only" if is_masked(objective) else "no feed 'mask'"
-        raise UsageError(
-            f"This objective trains {wanted}; set config.feed.kind='auto', or another config.objective.kind."
-        )
-    mixers = [make() for make in generator.decoder.mixers]
-    names = {kind: name for name, kind in MIXERS.items()}
-    deaf = [names[type(mixer)] for mixer in mixers if not mixer.reads_peers]
-    if not feed.has_parallel and deaf:
-        raise UsageError(
-            f"mixer {deaf[0]!r} reads earlier tokens only, but feed 'mask' needs all; use mixer 'softmax'."
-        )
-    seers = [names[type(mixer)] for mixer in mixers if not mixer.causal]
-    if feed.has_parallel and seers:
-        raise UsageError(
-            f"mixer {seers[0]!r} reads later tokens, too, so it serves feed 'mask' only; use another mixer."
-        )
-    near = feed.chunks[0].near is not None
-    blind = [names[type(mixer)] for mixer in mixers if not hasattr(mixer, "reads_near")]
-    if near and (blind or not getattr(generator.decoder, "keeps_segments_apart", False)):
-        raise UsageError(
-            f"feed 'nearby' tells who is near, which {f'mixer {blind[0]!r}' if blind else 'this backbone'} does not heed; "
-            "set config.model.kind='decoder' and mixer.kind='softmax'."
-        )
-    if feed.apart and not getattr(generator.decoder, "keeps_segments_apart", False):
-        raise UsageError(
-            "feed 'recent' packs its steps behind one another, which this backbone does not keep apart; "
-            "set config.model.kind='decoder'."
-        )
-
-
-def _check_joint(head: Head, objective: Objective, order: Order) -> None:
-    """A head that draws tokens together must be asked for all of them at once."""
-    if not getattr(head, "draws_jointly", False):
-        return
-    if order.num_steps > 1:
-        raise UsageError(
-            f"The head draws all tokens together, but the order has {order.num_steps} steps; set config.order.kind='blocks' "
-            "with config.order.block, the sides of the whole grid."
-        )
-    if is_masked(objective) or getattr(objective, "num_answers", False):
-        raise UsageError(
-            "The head is trained on whole sequences; set config.objective.kind='next_token' and leave out num_answers."
-        )
-
-
-def _check_outputs(feed: Feed, generator: Generator | Cascade) -> None:
-    """Each token must have as many outputs as the feed asks for."""
-    outputs, inner = generator.num_outputs, getattr(generator.decoder, "num_outputs", 1)
-    if generator.embedding.merge == "shuffle" and (inner > 1 or feed.chunks[0].members is None):
-        raise UsageError(
-            "config.model.merge='shuffle' needs config.feed.kind='merge' and a model of one output; set them, or merge='mean'."
-        )
-    if feed.num_outputs != outputs:
-        raise UsageError(
-            f"The feed takes answers from {feed.num_outputs} outputs of each token, but the model gives {outputs}; set "
-            f"config.model.kind='decoder' with branch_layers={(1,) * (feed.num_outputs - 1)}, or another config.feed.kind."
-        )
-    told, reads = feed.chunks[0].between is not None, getattr(generator.decoder, "num_stages", 1) > 1
-    if told != reads and outputs > 1:
-        raise UsageError(
-            "A model whose layers read what the layers before have drawn needs codes of one place that are fed together; set "
-            "config.model.reads_answers=True and config.feed.kind='merge' with one token a step, or neither."
-        )
-    own = getattr(generator.head, "num_outputs", 1)
-    if own not in (1, outputs):
-        raise UsageError(f"config.head.num_outputs={own} must be the model's {outputs}, or 1.")
-
-
-def _check_range(settings: Mapping[str, Any]) -> None:
-    """Raises UsageError on the first value that is no number in its range; None is a filter left out."""
-    for name, value in settings.items():
-        low, high = RANGES[name]
-        if value is None:
-            continue
-        number = value.item() if isinstance(value, np.ndarray | jax.Array) and value.ndim == 0 else value
-        whole = name not in WHOLE or isinstance(number, numbers.Integral)
-        real = isinstance(number, numbers.Real) and not isinstance(number, bool)
-        if not (real and whole and low <= number <= high and number != math.inf):
-            limits = f"at least {low}" + (f" and at most {high}" if high < math.inf else "")
-            raise UsageError(f"{name}={value!r} must be a {'whole ' if name in WHOLE else ''}number of {limits}.")

@@ -17,6 +17,7 @@ from ar_jax.objectives.reconstruction import Reconstruction
 from ar_jax.system import compiled
 from ar_jax.tokenizers import TOKENIZERS
 from ar_jax.tokenizers.learned import LearnedTokenizer
+from ar_jax.trained import Trained
 
 Params = Any
 KIND = "reconstruction"
@@ -78,21 +79,8 @@ class TokenizerSystem:
         return lines
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class TokenizerRun:
-    """A tokenizer with parameters.
-
-    Attributes:
-      system: tokenizer and objective.
-      params: see TokenizerSystem.
-      config: what built them.
-      step: training steps done.
-    """
-
-    system: TokenizerSystem
-    params: Any
-    config: Any
-    step: int = 0
+class TokenizerRun(Trained[TokenizerSystem]):
+    """A tokenizer with parameters."""
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """Images [B, H, W, C] in [-1, 1] to tokens on their slots: [B, L] int32, or [B, L, channels] float32.
