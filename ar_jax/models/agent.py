@@ -16,7 +16,7 @@ from ar_jax.environments.protocol import Environment
 from ar_jax.kernels.dense import Dense
 from ar_jax.mixers.protocol import State, Tokens
 from ar_jax.models.blocks import BlockOptions
-from ar_jax.models.decoder import Stack, mixer_pattern
+from ar_jax.models.decoder import Stack, make_stack
 
 
 class Agent(nn.Module):
@@ -96,9 +96,8 @@ def agent(
     for name, value in (("embed_dim", embed_dim), ("hidden_dim", hidden_dim)):
         if value < 1:
             raise UsageError(f"config.model.{name}={value} must be at least 1.")
-    fields: dict[str, Any] = dict(position_axes=1, grid=(environment.max_steps,), num_rows=environment.max_steps)
-    mixers = mixer_pattern(mixer or {"kind": "softmax"}, embed_dim=embed_dim, num_prefix=0, **fields, **options.types)
-    for made in (make() for make in mixers):
+    stack = make_stack(mixer, embed_dim, num_layers, options, (environment.max_steps,))
+    for made in (make() for make in stack.mixers):
         if not made.causal:  # type: ignore[attr-defined]
             raise UsageError(
                 f"{type(made).__name__} reads later tokens, too, which an agent has not; use another mixer."
@@ -107,6 +106,4 @@ def agent(
             raise UsageError(
                 "config.model.mixer.one_clock lets time go on between episodes, but an agent's memory begins anew; leave it out."
             )
-    stack = Stack(mixers, num_layers, options, parent=None)
-    stack.num_repeats  # noqa: B018  (the property checks)
     return Agent(stack, embed_dim, len(environment.actions), hidden_dim)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -169,6 +170,28 @@ class Stack(nn.Module):
             carry, new = repeat.apply({"params": layers[f"layer_{i}"]}, carry, before, tokens, vector, number)
             after.append(new)
         return carry[0], None if state is None else tuple(after)
+
+
+def make_stack(
+    mixer: Mapping[str, Any] | None, embed_dim: int, num_layers: int, options: BlockOptions, grid: tuple[int, ...]
+) -> Stack:
+    """Blocks for tokens that fill a grid, without a prefix.
+
+    Args:
+      mixer: see `mixer_pattern`; None takes softmax attention.
+      embed_dim: width.
+      num_layers: see Stack.
+      options: of the blocks.
+      grid: a bound of the coordinates along each axis.
+
+    Raises:
+      UsageError: a wrong option, or layers that do not fit the pattern.
+    """
+    fields: dict[str, Any] = dict(position_axes=len(grid), grid=grid, num_rows=math.prod(grid), num_prefix=0)
+    mixers = mixer_pattern(mixer or {"kind": "softmax"}, embed_dim=embed_dim, **fields, **options.types)
+    stack = Stack(mixers, num_layers, options, parent=None)
+    stack.num_repeats  # noqa: B018  (the property checks)
+    return stack
 
 
 FIRST_LAYER = "layer_0"

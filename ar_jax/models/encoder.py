@@ -16,7 +16,7 @@ from ar_jax.data.protocol import Facts
 from ar_jax.kernels.dense import Dense
 from ar_jax.mixers.protocol import NEVER, Tokens
 from ar_jax.models.blocks import BlockOptions
-from ar_jax.models.decoder import Stack, mixer_pattern
+from ar_jax.models.decoder import Stack, make_stack
 from ar_jax.models.dropout import Dropout
 from ar_jax.tokenizers.patches import patches
 
@@ -132,9 +132,6 @@ def encoder(
             f"config.model.patch={patch} does not divide the {facts.modality}'s {sides}; use a common divisor, of a text 1."
         )
     grid = tuple(side // patch for side in sides)
-    fields: dict[str, Any] = dict(position_axes=len(grid), grid=grid, num_rows=math.prod(grid), num_prefix=0)
-    mixers = mixer_pattern(mixer or {"kind": "softmax"}, embed_dim=embed_dim, **fields, **options.types)
-    stack = Stack(mixers, num_layers, options, parent=None)
-    stack.num_repeats  # noqa: B018  (the property checks)
-    vocab_size, both_ways = facts.levels if text else 0, all(make().reads_peers for make in mixers)
+    stack = make_stack(mixer, embed_dim, num_layers, options, grid)
+    vocab_size, both_ways = facts.levels if text else 0, all(make().reads_peers for make in stack.mixers)
     return Encoder(facts.num_classes, stack, embed_dim, grid, patch, vocab_size, pool, learned_positions, both_ways)
