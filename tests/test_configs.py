@@ -95,7 +95,6 @@ def test_every_smoke_variant_learns_in_a_few_steps(name):
 
 def test_what_is_said_to_run_has_a_smoke_variant():
     claimed = {s.config for s in systems.load().values() if s.status != "planned"}
-    elsewhere = {
-        f"configs/classifiers/{path.name}" for path in CONFIGS.glob("classifiers/*.py")
-    }  # see test_classifiers.py
+    folders = ("classifiers", "agents")  # see test_classifiers.py and test_agents.py
+    elsewhere = {f"configs/{folder}/{path.name}" for folder in folders for path in CONFIGS.glob(f"{folder}/*.py")}
     assert claimed <= {f"configs/{name}.py" for name, variant in VARIANTS if variant == "smoke"} | elsewhere

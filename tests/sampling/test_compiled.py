@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ar_jax.run import Run, compiled
+from ar_jax.run import Run
 from ar_jax.sampling.likelihood import teacher_forced
+from ar_jax.system import compiled
 
 LOOPS = [
     ("softmax", "raster", "shift"),
