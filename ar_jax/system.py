@@ -61,7 +61,9 @@ SAMPLING = (
 )  # fmt: skip
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(
+    maxsize=256
+)  # of a few programs for each run that is compared: one more, and all compile anew in turns
 def compiled(method: Callable[..., Any]) -> Any:
     """`jax.jit` of a system's method, the same for the same system: what is compiled once stays compiled.
 
