@@ -9,6 +9,8 @@ spatial FID, Inception score, precision, recall, density, coverage, nearest trai
 import json
 from typing import Any
 
+import jax
+
 from ar_jax import command
 from ar_jax.training.workdir import read_config
 
@@ -18,8 +20,9 @@ def main(config: Any, workdir: str) -> None:
     from ar_jax import run
 
     metrics = run.evaluate(run.load(workdir, config), workdir)
-    print(f"eval: metrics and pictures are in {workdir}/eval")
-    print(json.dumps(metrics))
+    if jax.process_index() == 0:
+        print(f"eval: metrics and pictures are in {workdir}/eval")
+        print(json.dumps(metrics))
 
 
 if __name__ == "__main__":

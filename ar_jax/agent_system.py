@@ -29,7 +29,7 @@ from ar_jax.models.blocks import BlockOptions
 from ar_jax.models.decoder import layers_apart
 from ar_jax.objectives.actor_critic import ActorCritic
 from ar_jax.sampling.rollouts import Rollout, rollout
-from ar_jax.system import compiled
+from ar_jax.system import as_rows, compiled
 from ar_jax.trained import Trained
 
 Params = Any
@@ -129,10 +129,10 @@ class AgentRun(Trained[AgentSystem]):
         Raises:
           UsageError: seeds that are no whole numbers in one dimension.
         """
-        seeds = np.asarray(seeds)
-        if seeds.ndim != 1 or not len(seeds) or seeds.dtype.kind not in "iu":
-            raise UsageError(f"seeds must be whole numbers in one dimension, not of shape {seeds.shape}.")
-        draw = jnp.asarray(seeds, jnp.int32), jax.random.key(seed), jnp.asarray(greedy)
+        rows = as_rows(seeds)
+        if rows.ndim != 1 or not len(rows) or rows.dtype.kind not in "iu":
+            raise UsageError(f"seeds must be whole numbers in one dimension, not of shape {rows.shape}.")
+        draw = rows.astype(np.int32), jax.random.key(seed), np.asarray(greedy)
         return jax.tree.map(np.asarray, compiled(self.system.episodes)(self.params, *draw))
 
 

@@ -17,7 +17,7 @@ from ar_jax.config import UsageError, build, check_keys
 from ar_jax.data.protocol import Facts
 from ar_jax.mixers.common.statistics import is_statistic
 from ar_jax.models.classifiers import build_classifier
-from ar_jax.system import compiled
+from ar_jax.system import as_rows, compiled
 from ar_jax.trained import Trained
 from ar_jax.training.paths import named_leaves
 
@@ -143,7 +143,7 @@ class ClassifierRun(Trained[ClassifierSystem]):
         if np.shape(data)[1:] != tuple(facts.shape):
             shape = ", ".join(map(str, facts.shape))
             raise UsageError(f"{facts.modality}s have shape {np.shape(data)}, but this classifier takes [B, {shape}].")
-        return np.asarray(compiled(self.system.logits)(self.params, jnp.asarray(data)))
+        return np.asarray(compiled(self.system.logits)(self.params, as_rows(data)))
 
     def classify(self, data: np.ndarray) -> list[str]:
         """The names of the likeliest classes of data as `logits` takes them."""

@@ -13,7 +13,7 @@ from ar_jax.config import UsageError
 from ar_jax.data.protocol import Facts
 from ar_jax.orders.protocol import within
 from ar_jax.sampling.loop import Given
-from ar_jax.system import System, compiled, from_config, stopped
+from ar_jax.system import System, as_rows, compiled, from_config, stopped
 from ar_jax.trained import Trained
 
 
@@ -122,7 +122,7 @@ class Run(Trained[System]):
 
     def decode(self, tokens: np.ndarray) -> np.ndarray:
         """Tokens on their slots as data: images [B, H, W, C] in [-1, 1], or bytes [B, length]."""
-        return np.asarray(compiled(self.system.tokenizer.decode)(self.params["tokenizer"], jnp.asarray(tokens)))
+        return np.asarray(compiled(self.system.tokenizer.decode)(self.params["tokenizer"], as_rows(tokens)))
 
     def sample(self, *args: Any, **kwargs: Any) -> np.ndarray:
         """Draws examples as data: images [B, H, W, C] in [-1, 1], or bytes [B, length]; arguments as `sample_tokens`."""
@@ -131,7 +131,7 @@ class Run(Trained[System]):
     def encode(self, data: np.ndarray) -> np.ndarray:
         """Data, as `sample` returns it, as tokens on their slots; what `given` takes."""
         self._check_shape(data)
-        return np.asarray(compiled(self.system.tokenizer.encode)(self.params["tokenizer"], jnp.asarray(data)))
+        return np.asarray(compiled(self.system.tokenizer.encode)(self.params["tokenizer"], as_rows(data)))
 
     def log_prob(self, data: np.ndarray, labels: Sequence[int] | np.ndarray | None = None, seed: int = 0) -> np.ndarray:
         """log p(data | labels) in nats, [B]; shuffled orders are drawn from the seed, one per example.
@@ -146,7 +146,7 @@ class Run(Trained[System]):
         """
         self._check_shape(data)
         condition, _ = self._condition(labels, len(data))
-        batch: dict[str, Any] = {self.system.tokenizer.data_key: jnp.asarray(data)}
+        batch: dict[str, Any] = {self.system.tokenizer.data_key: as_rows(data)}
         if isinstance(condition, Mapping) and "prompt" in condition:
             batch |= {"label": condition["label"], "prompt": condition["prompt"]}
         elif isinstance(condition, Mapping):
@@ -231,4 +231,5 @@ class Run(Trained[System]):
         vocab_size = self.system.tokenizer.vocab_size
         if vocab_size and mask.any() and not (0 <= values[mask].min() and values[mask].max() < vocab_size):
             raise UsageError(f"given tokens must lie between 0 and {vocab_size - 1}.")
-        return Given(jnp.asarray(values, like.dtype), jnp.asarray(mask))
+        kept: Any = values.astype(like.dtype), mask  # of numpy until it is compiled
+        return Given(*kept)

@@ -130,7 +130,8 @@ def train(config: Mapping[str, Any], workdir: str | Path | None = None) -> AnyRu
     _check_facts(Path(workdir), data)
     reading = {key: value for key, value in dict(config["data"]).items() if key in READING}
     batch_size = options(TrainOptions, config, "train").batch_size
-    with contextlib.closing(pipeline.train_iterator(data, batch_size, config["seed"], **reading)) as iterator:
+    rows = training.own_rows(config)
+    with contextlib.closing(pipeline.train_iterator(data, batch_size, config["seed"], rows, **reading)) as iterator:
         state = training.fit(
             system,
             iterator,
@@ -245,7 +246,8 @@ def evaluate(run: AnyRun, workdir: str | Path) -> dict[str, Any]:
     """
     data = load_data(run.config)
     _check_facts(Path(workdir), data)
-    return kind_of(run.config).evaluate(run, data, workdir)
+    with tempfile.TemporaryDirectory() as nowhere:  # all processes have all metrics and pictures, but one writes them
+        return kind_of(run.config).evaluate(run, data, nowhere if jax.process_index() else workdir)
 
 
 def on_other_data(run: Run) -> tuple[Run, Dataset] | None:

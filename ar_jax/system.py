@@ -77,13 +77,23 @@ def compiled(method: Callable[..., Any]) -> Any:
 
     @functools.wraps(method)
     def call(*args: Any) -> Any:
-        shardings = (leaf.sharding for leaf in jax.tree.leaves(args) if isinstance(leaf, jax.Array))
-        mesh = next((s.mesh for s in shardings if isinstance(s, NamedSharding) and isinstance(s.mesh, Mesh)), None)
+        mesh = mesh_of(args)
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             return jitted(mesh)(*args)
 
     call.jitted = jitted  # type: ignore[attr-defined]
     return call
+
+
+def as_rows(data: Any) -> Any:
+    """Data for a compiled function: arrays that lie on devices stay there, all else is an array of numpy's."""
+    return data if isinstance(data, jax.Array) else np.asarray(data)
+
+
+def mesh_of(arrays: Any) -> Mesh | None:
+    """The devices that arrays of a pytree lie on as a mesh, or None where there is no such array."""
+    shardings = (leaf.sharding for leaf in jax.tree.leaves(arrays) if isinstance(leaf, jax.Array))
+    return next((s.mesh for s in shardings if isinstance(s, NamedSharding) and isinstance(s.mesh, Mesh)), None)
 
 
 @functools.lru_cache(maxsize=32)

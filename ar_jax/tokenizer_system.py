@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from ar_jax.config import UsageError, build, check_keys
 from ar_jax.data.protocol import Facts
 from ar_jax.objectives.reconstruction import Reconstruction
-from ar_jax.system import compiled
+from ar_jax.system import as_rows, compiled
 from ar_jax.tokenizers import TOKENIZERS
 from ar_jax.tokenizers.learned import LearnedTokenizer
 from ar_jax.trained import Trained
@@ -91,7 +90,7 @@ class TokenizerRun(Trained[TokenizerSystem]):
         if np.shape(images)[1:] != tuple(self.system.facts.shape):
             shape = ", ".join(map(str, self.system.facts.shape))
             raise UsageError(f"images have shape {np.shape(images)}, but this tokenizer takes [B, {shape}].")
-        return np.asarray(compiled(self.system.encode)(self.params, jnp.asarray(images)))
+        return np.asarray(compiled(self.system.encode)(self.params, as_rows(images)))
 
     def decode(self, tokens: np.ndarray) -> np.ndarray:
         """Tokens to images [B, H, W, C] in [-1, 1].
@@ -108,7 +107,7 @@ class TokenizerRun(Trained[TokenizerSystem]):
             raise UsageError(f"tokens have shape {tokens.shape}, but this tokenizer's are [B, {shape}].")
         if tokenizer.vocab_size and tokens.size and not 0 <= tokens.min() <= tokens.max() < tokenizer.vocab_size:
             raise UsageError(f"tokens must lie between 0 and {tokenizer.vocab_size - 1}.")
-        return np.asarray(compiled(self.system.decode)(self.params, jnp.asarray(tokens)))
+        return np.asarray(compiled(self.system.decode)(self.params, tokens))
 
     def reconstruct(self, images: np.ndarray) -> np.ndarray:
         """Images through their tokens and back, [B, H, W, C] in [-1, 1]."""

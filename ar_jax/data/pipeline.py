@@ -16,7 +16,6 @@ import sys
 import threading
 
 import grain
-import jax
 import numpy as np
 from absl import flags
 
@@ -30,8 +29,7 @@ def train_iterator(
     dataset: Dataset,
     batch_size: int,
     seed: int,
-    process_index: int | None = None,
-    process_count: int | None = None,
+    rows: np.ndarray | None = None,
     flip: bool = False,
     num_threads: int = 2,
     num_workers: int = 0,
@@ -45,19 +43,18 @@ def train_iterator(
       dataset: what to read.
       batch_size: examples in a batch, over all processes.
       seed: fixes the order and the flips; 0 or more.
-      process_index: this process, by default jax.process_index(); it has one contiguous block of every batch.
-      process_count: by default jax.process_count().
+      rows: those of every batch that are read here, all by default; see `ar_jax.training.own_rows`.
       flip: mirror each image left to right with probability 1/2.
       num_threads: threads that prepare batches ahead; 0 prepares each when it is asked for.
       num_workers: processes that prepare batches, for slow decoding only; a state fits one number of workers.
 
     Returns:
-      An iterator of examples with a leading axis of batch_size / process_count.
+      An iterator of examples with a leading axis of len(rows).
 
     Raises:
-      UsageError: batch_size exceeds the examples or does not divide by the processes, or `flip` is asked of a text.
+      UsageError: batch_size is not positive or exceeds the examples, or `flip` is asked of a text.
     """
-    rows = _rows(batch_size, process_index, process_count)
+    rows = _rows(batch_size, rows)
     if batch_size > len(dataset.train):
         raise UsageError(f"batch_size={batch_size} is more than the {len(dataset.train)} training examples; reduce it.")
     if seed < 0:
@@ -89,8 +86,7 @@ def _end_with_parent(worker: int, num_workers: int) -> None:
 def test_batches(
     dataset: Dataset,
     batch_size: int,
-    process_index: int | None = None,
-    process_count: int | None = None,
+    rows: np.ndarray | None = None,
     num_threads: int = 2,
 ) -> grain.IterDataset:
     """One pass over the held-out examples, in order; may be iterated again.
@@ -98,27 +94,26 @@ def test_batches(
     Args:
       dataset: what to read.
       batch_size: examples in a batch, over all processes.
-      process_index: this process, by default jax.process_index(); it has one contiguous block of every batch.
-      process_count: by default jax.process_count().
+      rows: those of every batch that are read here, all by default.
       num_threads: threads that prepare batches ahead.
 
     Returns:
-      Examples with a leading axis of batch_size / process_count, and their `weight` float32: 1, or 0 for the copies of
-      the last example that fill the last batch. All processes get equally many batches.
+      Examples with a leading axis of len(rows), and `weight` [batch_size] float32 of all examples of the batch: 1, or 0 for
+      the copies of the last example that fill the last batch.
 
     Raises:
-      UsageError: batch_size does not divide by the processes.
+      UsageError: batch_size is not positive.
     """
-    return _read(_TestBatches(dataset.test, batch_size, _rows(batch_size, process_index, process_count)), num_threads)
+    return _read(_TestBatches(dataset.test, batch_size, _rows(batch_size, rows)), num_threads)
 
 
 @dataclasses.dataclass(frozen=True)
 class _TrainBatches:
-    """Batch k: this process' rows of places k * batch_size … of the endless stream of shuffled epochs."""
+    """Batch k: rows of places k * batch_size … of the endless stream of shuffled epochs."""
 
     source: Source
     batch_size: int
-    rows: slice
+    rows: np.ndarray
     seed: int
     flip: bool
 
@@ -148,18 +143,18 @@ class _TrainBatches:
 
 @dataclasses.dataclass(frozen=True)
 class _TestBatches:
-    """Batch k: this process' rows of examples k * batch_size …, the last example repeated after the end."""
+    """Batch k: rows of examples k * batch_size …, the last example repeated after the end."""
 
     source: Source
     batch_size: int
-    rows: slice
+    rows: np.ndarray
 
     def __len__(self) -> int:
         return -(-len(self.source) // self.batch_size)
 
     def __getitem__(self, k: int) -> Example:
-        places = (k * self.batch_size + np.arange(self.batch_size))[self.rows]
-        batch = self.source.take(np.minimum(places, len(self.source) - 1))
+        places = k * self.batch_size + np.arange(self.batch_size)
+        batch = self.source.take(np.minimum(places[self.rows], len(self.source) - 1))
         return {**batch, "weight": (places < len(self.source)).astype(np.float32)}
 
 
@@ -169,16 +164,10 @@ def _shuffled(size: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(size)
 
 
-def _rows(batch_size: int, process_index: int | None, process_count: int | None) -> slice:
-    """The rows of a global batch that are this process' own."""
-    process_index = jax.process_index() if process_index is None else process_index
-    process_count = jax.process_count() if process_count is None else process_count
-    if batch_size < 1 or batch_size % process_count:
-        raise UsageError(
-            f"batch_size={batch_size} is not a positive multiple of {process_count} processes; make it one."
-        )
-    size = batch_size // process_count
-    return slice(process_index * size, (process_index + 1) * size)
+def _rows(batch_size: int, rows: np.ndarray | None) -> np.ndarray:
+    if batch_size < 1:
+        raise UsageError(f"batch_size={batch_size} must be at least 1.")
+    return np.arange(batch_size) if rows is None else rows
 
 
 def _read(batches: _TrainBatches | _TestBatches, num_threads: int) -> grain.IterDataset:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ar_jax.data import pipeline
 from ar_jax.data.protocol import Dataset
+from ar_jax.evaluation.batches import held_out_batches
 
 if TYPE_CHECKING:
     from ar_jax.run import Run
@@ -38,7 +38,7 @@ def answered(run: Run, data: Dataset, batch_size: int) -> float:
     assert data.told is not None
     given_mask = run.slots_within(np.logical_and.reduce(data.told, axis=-1))
     right, count = 0.0, 0.0
-    for batch in pipeline.test_batches(data, min(batch_size, len(data.test))):
+    for batch in held_out_batches(data, batch_size, run.params):
         tokens = run.encode(batch["image"])
         drawn = run.sample_tokens(num_samples=len(tokens), given=tokens, given_mask=given_mask, temperature=0.0)
         right += float(((drawn == tokens).all(axis=1) * batch["weight"]).sum())

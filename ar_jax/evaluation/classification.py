@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ar_jax.data import pipeline
 from ar_jax.data.protocol import Dataset
+from ar_jax.evaluation.batches import held_out_batches, whole
 from ar_jax.evaluation.report import check_draws_none, check_eval, eval_folder
 from ar_jax.training.workdir import write_atomically
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 def confusion(run: ClassifierRun, data: Dataset) -> tuple[np.ndarray, float]:
     """How many held-out examples of each class are taken for each, int [classes, classes], and the sum of -log p, in nats."""
     count, nats = np.zeros((run.system.facts.num_classes,) * 2, np.int64), 0.0
-    batches = pipeline.test_batches(data, min(check_eval(run.config), len(data.test)), 0, 1)  # every process reads all
-    for batch in batches:
+    for batch in held_out_batches(data, check_eval(run.config), run.params):
+        label = whole(batch["label"])
         logits, real = run.logits(batch[run.system.data_key]).astype(np.float64), batch["weight"] > 0
         log_prob = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
-        nats -= log_prob[np.arange(len(logits)), batch["label"]][real].sum()
-        np.add.at(count, (batch["label"][real], logits.argmax(axis=-1)[real]), 1)
+        nats -= log_prob[np.arange(len(logits)), label][real].sum()
+        np.add.at(count, (label[real], logits.argmax(axis=-1)[real]), 1)
     return count, float(nats)
 
 

@@ -81,7 +81,7 @@ def train_classifier(
             mesh=dict(mesh or {"data": -1}),
         )
     )
-    iterator = pipeline.train_iterator(data, batch_size, seed)
+    iterator = pipeline.train_iterator(data, batch_size, seed, training.own_rows(config))
     system = ClassifierSystem(data, small.network, Classification(label_smoothing=0.1, shift=0.125))
     run = ClassifierRun(system, training.fit(system, iterator, config, out).params, config)
     accuracy = classification.held_out(run, data)["accuracy"]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ar_jax.data import pipeline
 from ar_jax.data.protocol import Dataset
+from ar_jax.evaluation.batches import held_out_batches
 from ar_jax.evaluation.report import check_draws_none, check_eval, eval_folder
 from ar_jax.training.workdir import write_atomically
 
@@ -26,10 +26,9 @@ def held_out(run: AgentRun, data: Dataset) -> dict[str, float]:
     Actions are drawn from the policy; `greedy_mean_return` and so on are those of the likeliest actions.
     """
     metrics: dict[str, float] = {}
-    batches = pipeline.test_batches(data, min(check_eval(run.config), len(data.test)), 0, 1)  # every process plays all
     for prefix, greedy in (("", False), ("greedy_", True)):
         played: dict[str, list[np.ndarray]] = {name: [] for name in NAMES}
-        for number, batch in enumerate(batches):
+        for number, batch in enumerate(held_out_batches(data, check_eval(run.config), run.params)):
             for name, values in run.play(batch["seed"], greedy, seed=number).items():
                 played[name].append(values[batch["weight"] > 0])
         metrics |= {prefix + NAMES[name]: float(np.concatenate(parts).mean()) for name, parts in played.items()}

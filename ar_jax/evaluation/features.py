@@ -60,11 +60,14 @@ class Features:
 
     @functools.cached_property
     def _placed(self) -> Any:
-        return jax.device_put(self.params, replicated(self._mesh))
+        own = jax.tree.map(
+            np.asarray, self.params
+        )  # of numpy: what lies on one device cannot go to those of other processes
+        return jax.device_put(own, replicated(self._mesh))
 
     @functools.cached_property
     def _compiled(self) -> Any:
-        return jax.jit(self.describe)
+        return jax.jit(self.describe, out_shardings=replicated(self._mesh))
 
 
 def read_features(kind: str, path: str, data: Facts) -> Features:

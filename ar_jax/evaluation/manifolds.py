@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ar_jax.evaluation.batches import whole
 from ar_jax.training.mesh import make_mesh
 from ar_jax.training.sharding import batch_sharding, replicated
 
@@ -65,7 +66,7 @@ def nearest(rows: np.ndarray, columns: np.ndarray, k: int, others: bool = False)
     blocks = [
         _nearest(block, np.int32(first if others else -(2**30)), tiles, valid, k) for first, block in _blocks(rows)
     ]
-    distances, indices = (np.concatenate([np.asarray(b[i]) for b in blocks])[: len(rows)] for i in (0, 1))
+    distances, indices = (np.concatenate([whole(b[i]) for b in blocks])[: len(rows)] for i in (0, 1))
     return distances, indices
 
 
@@ -82,7 +83,7 @@ def held(rows: np.ndarray, columns: np.ndarray, radii: np.ndarray) -> tuple[np.n
     """
     (tiles, _), (reach, _) = _tiles(columns), _tiles(radii[:, None], blank=-1)  # no distance is below -1
     blocks = [_held(block, tiles, reach[..., 0]) for _, block in _blocks(rows)]
-    closed, opened = (np.concatenate([np.asarray(b[i]) for b in blocks])[: len(rows)] for i in (0, 1))
+    closed, opened = (np.concatenate([whole(b[i]) for b in blocks])[: len(rows)] for i in (0, 1))
     return closed, opened
 
 

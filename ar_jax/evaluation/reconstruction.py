@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from ar_jax.data import pipeline
 from ar_jax.data.protocol import Dataset
 from ar_jax.evaluation import pictures
+from ar_jax.evaluation.batches import held_out_batches, whole
 from ar_jax.evaluation.report import check_draws_none, check_eval, eval_folder
 from ar_jax.training.workdir import write_atomically
 
@@ -32,9 +32,9 @@ def held_out(run: TokenizerRun, data: Dataset) -> dict[str, float]:
     """
     vocab_size = run.system.tokenizer.vocab_size
     psnr, error, count, uses = 0.0, 0.0, 0.0, np.zeros(vocab_size)
-    for batch in pipeline.test_batches(data, min(check_eval(run.config), len(data.test))):
+    for batch in held_out_batches(data, check_eval(run.config), run.params):
         tokens = run.encode(batch["image"])
-        difference = (run.decode(tokens) - batch["image"]).reshape(len(tokens), -1).astype(np.float64)
+        difference = (run.decode(tokens) - whole(batch["image"])).reshape(len(tokens), -1).astype(np.float64)
         weight = np.asarray(batch["weight"], np.float64)
         psnr += (psnr_db(np.square(difference).mean(axis=1)) * weight).sum()
         error += (np.abs(difference).mean(axis=1) * weight).sum()

@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 from ar_jax.config import UsageError, check_keys
-from ar_jax.data import pipeline
 from ar_jax.data.protocol import Dataset
 from ar_jax.evaluation import pictures
+from ar_jax.evaluation.batches import held_out_batches
 from ar_jax.evaluation.checks import checks
 from ar_jax.evaluation.likelihood import likelihood, mean_loss, token_errors
 from ar_jax.evaluation.samples import Prepared, measure, prepare, sample_options
@@ -70,7 +70,7 @@ def eval_folder(workdir: str | Path) -> Path:
 
 def held_out(run: Run, data: Dataset) -> dict[str, float]:
     """Metrics of the held-out examples; see `likelihood`, and `mean_loss` for heads that have none."""
-    batches = pipeline.test_batches(data, min(check_eval(run.config), len(data.test)), 0, 1)  # every process reads all
+    batches = held_out_batches(data, check_eval(run.config), run.params)
     if not run.system.model.generator.head.has_likelihood:
         return mean_loss(run.system, run.params, batches, run.config["seed"])
     return likelihood(run.system, compiled(run.system.log_prob), run.params, batches, run.config["seed"])
@@ -78,7 +78,7 @@ def held_out(run: Run, data: Dataset) -> dict[str, float]:
 
 def mistaken(run: Run, data: Dataset) -> dict[str, float]:
     """How often the model is wrong about the held-out examples' tokens; see `token_errors`."""
-    batches = pipeline.test_batches(data, min(check_eval(run.config), len(data.test)), 0, 1)
+    batches = held_out_batches(data, check_eval(run.config), run.params)
     return token_errors(run.system, run.params, batches, run.config["seed"])
 
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ar_jax.config import UsageError, build, choose
@@ -137,10 +136,8 @@ def prepare(run: Run, data: Dataset) -> Prepared | None:
     options = sample_options(run.config)
     if not options.num_samples:
         return None
-    if data.modality != "image" or jax.process_count() > 1:
-        raise UsageError(
-            "config.eval.samples is for images, in a single process; set config.eval.samples.num_samples=0."
-        )
+    if data.modality != "image":
+        raise UsageError("config.eval.samples is for images; set config.eval.samples.num_samples=0.")
     if hasattr(run.system.model.generator.condition, "channels"):
         raise UsageError(
             "config.eval.samples draws samples of classes or without a condition, but this model needs embeddings; set "
@@ -271,7 +268,8 @@ class Sampler:
             condition = jax.device_put(self._labels[np.minimum(rows, self._count - 1)], sharding)
         placed = jax.device_put(drop, sharding)
         tokens = compiled(system.sample)(self._params, key, condition, placed, system.drawing(), None)
-        images = np.asarray(compiled(system.tokenizer.decode)(self._params["tokenizer"], jnp.asarray(tokens)))
+        tokens = jax.device_put(tokens, sharding)
+        images = np.asarray(compiled(system.tokenizer.decode)(self._params["tokenizer"], tokens))
         self._seconds.append(time.perf_counter() - start)
         return images
 

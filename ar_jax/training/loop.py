@@ -82,7 +82,7 @@ def fit(
 
     Args:
       task: what is trained.
-      iterator: batches of this process, dicts of arrays [B / number of processes, ...]; checkpoints keep its position.
+      iterator: batches, dicts of the rows that `own_rows` names, [rows, ...]; checkpoints keep its position.
       config: the whole config; used here are seed, optimizer, schedule, train, checkpoint, mesh and eval.every_steps
         (0: only at the end).
       workdir: directory of the run, made if it is missing.

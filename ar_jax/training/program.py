@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from ar_jax.training.paths import named_leaves, without
 from ar_jax.training.protocol import Batch, Task
 from ar_jax.training.schedules import Schedule
 from ar_jax.training.sharding import (
+    Rule,
     batch_sharding,
     checked_rules,
     num_batch_shards,
@@ -27,6 +29,7 @@ from ar_jax.training.sharding import (
     replicated,
     tree_shardings,
 )
+from ar_jax.training.sharding import own_rows as sharding_rows
 from ar_jax.training.state import TrainState, create_state, to_float32
 from ar_jax.training.step import compile_step, make_train_step
 from ar_jax.training.tables import OPTIMIZERS, SCHEDULES
@@ -155,16 +158,20 @@ class Program:
         )  # a donated buffer can be given only once
 
     def put(self, batch: Mapping[str, np.ndarray]) -> Batch:
-        """A batch on the devices, from this process's rows [B / number of processes, ...]."""
-        rows = self.train.batch_size // jax.process_count()
+        """A batch on the devices, from the rows that this process has of it; see `own_rows`."""
         for name, value in batch.items():
-            if np.ndim(value) == 0 or len(value) != rows:
+            if np.ndim(value) == 0 or len(value) != self.num_rows:
                 raise UsageError(
                     f"The data gives {name!r} with shape {list(np.shape(value))}, but "
-                    f"config.train.batch_size={self.train.batch_size} asks for {rows} "
+                    f"config.train.batch_size={self.train.batch_size} asks for {self.num_rows} "
                     f"rows per process; make the data's batch size the same."
                 )
-        return put_batch(batch, batch_sharding(self.mesh))
+        return put_batch(batch, batch_sharding(self.mesh), self.train.batch_size)
+
+    @functools.cached_property
+    def num_rows(self) -> int:
+        """How many rows of a batch this process has."""
+        return len(sharding_rows(batch_sharding(self.mesh), self.train.batch_size))
 
     def compile(self, batch: Batch, compiler_options: Mapping[str, Any] | None = None) -> Any:
         """The compiled step for batches of this shape; see `compile_step`."""
@@ -216,17 +223,38 @@ def make_program(task: Task, config: Any, mesh: Mesh | None = None) -> Program:
     Raises:
       UsageError: something in the config is not as it should be.
     """
-    train = options(TrainOptions, config, "train")
-    axes = dict(config.get("mesh") or {"data": -1})
-    rules = checked_rules(axes.pop("rules", ()))
-    mesh = mesh or make_mesh(axes or {"data": -1})
-    _check_batch_size(train, num_batch_shards(mesh))
+    train, mesh, rules = _layout(config, mesh)
     schedule = build(SCHEDULES, config.schedule, "schedule", peak=_peak(config.optimizer), num_steps=train.num_steps)
     optimizer = make_optimizer(OPTIMIZERS, config.optimizer, schedule)
     shapes = jax.eval_shape(lambda: create_state(task, optimizer, config.seed, train.ema_decay > 0))
     shardings = tree_shardings(shapes, mesh, rules)
     shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     return Program(task, train, config.seed, optimizer, schedule, mesh, shapes)
+
+
+def own_rows(config: Any, mesh: Mesh | None = None) -> np.ndarray:
+    """The rows of every batch of training that this process has to read, ascending.
+
+    Where a mesh cuts more than batches, several processes may have to read the same.
+
+    Args:
+      config: used are train and mesh.
+      mesh: devices to use instead of those of `config.mesh`.
+
+    Raises:
+      UsageError: the mesh or the size of a batch is not as it should be.
+    """
+    train, mesh, _ = _layout(config, mesh)
+    return sharding_rows(batch_sharding(mesh), train.batch_size)
+
+
+def _layout(config: Any, mesh: Mesh | None) -> tuple[TrainOptions, Mesh, tuple[Rule, ...]]:
+    train = options(TrainOptions, config, "train")
+    axes = dict(config.get("mesh") or {"data": -1})
+    rules = checked_rules(axes.pop("rules", ()))
+    mesh = mesh or make_mesh(axes or {"data": -1})
+    _check_batch_size(train, num_batch_shards(mesh))
+    return train, mesh, rules
 
 
 def options(kind: type[Options], config: Any, section: str) -> Options:

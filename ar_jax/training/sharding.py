@@ -105,9 +105,18 @@ def tree_shardings(state: Any, mesh: Mesh, rules: Sequence[Rule] = RULES) -> Any
     return map_with_name(sharding, state)
 
 
-def put_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
-    """Global arrays [B, ...] from the rows that this process has read."""
-    return {key: jax.make_array_from_process_local_data(sharding, np.asarray(rows)) for key, rows in batch.items()}
+def own_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
+    """The rows of a batch that the devices of this process hold, ascending; other processes may hold some of them, too."""
+    held = sharding.addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in held if index is not None]))
+
+
+def put_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding, batch_size: int) -> dict[str, jax.Array]:
+    """Global arrays [B, ...] from the rows that this process has read: its own."""
+    return {
+        key: jax.make_array_from_process_local_data(sharding, np.asarray(rows), (batch_size, *np.shape(rows)[1:]))
+        for key, rows in batch.items()
+    }
 
 
 def _partition(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule], strict: bool) -> PartitionSpec:

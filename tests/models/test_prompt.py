@@ -137,7 +137,7 @@ def test_prompts_are_other_examples_of_the_class_drawn_anew_in_every_epoch() -> 
             assert labels[prompt.tobytes()] == label
             seen.setdefault(image.tobytes(), set()).add(prompt.tobytes())
     assert np.mean([len(prompts) > 1 for prompts in seen.values()]) > 0.9
-    halves = [pipeline.train_iterator(data, 64, 0, process_index=i, process_count=2) for i in range(2)]
+    halves = [pipeline.train_iterator(data, 64, 0, rows) for rows in np.split(np.arange(64), 2)]
     whole = next(pipeline.train_iterator(data, 64, 0))["prompt"]
     np.testing.assert_array_equal(np.concatenate([next(half)["prompt"] for half in halves]), whole)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -21,6 +22,7 @@ from ar_jax.training.termination import EXIT_CODE
 
 ROOT = Path(__file__).parents[2]
 RUN = ["--config=configs/digits.py:smoke", "--config.checkpoint.every_steps=10", "--config.train.num_steps=60"]
+CLASSIFIER = "--config.eval.samples.classifier"
 
 
 @pytest.mark.parametrize(
@@ -60,24 +62,31 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def start(workdir: Path, count: int) -> list[subprocess.Popen[str]]:
-    """`count` processes of two devices altogether."""
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={2 // count}", "JAX_PLATFORMS": "cpu"}
-    command, port = [sys.executable, "train.py", *RUN, f"--workdir={workdir}"], free_port()
+def start(
+    workdir: Path, count: int, *extra: str, devices: int = 2, script: str = "train.py"
+) -> list[subprocess.Popen[str]]:
+    """`count` processes of so many devices altogether."""
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // count}", "JAX_PLATFORMS": "cpu"}
+    port = free_port()
+    command = [sys.executable, script, *(RUN if script == "train.py" else []), *extra, f"--workdir={workdir}"]
     told = [[f"--coordinator=localhost:{port}", f"--processes={count}", f"--process={i}"] for i in range(count)]
     return [
         subprocess.Popen(
             [*command, *(own if count > 1 else [])], cwd=ROOT, env=os.environ | flags,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for own in told
     ]  # fmt: skip
 
 
-def finish(processes: list[subprocess.Popen[str]]) -> None:
+def finish(processes: list[subprocess.Popen[str]]) -> list[str]:
+    """What all have said, once they have ended well."""
+    said = []
     for process in processes:
-        _, errors = process.communicate(timeout=600)
+        output, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors[-2000:]
+        said.append(output)
+    return said
 
 
 def until_step_20(workdir: Path, processes: list[subprocess.Popen[str]]) -> None:
@@ -118,3 +127,42 @@ def test_sigterm_to_one_process_saves_one_step_in_all_and_ends_all(tmp_path) -> 
     assert [process.returncode for process in told] == [EXIT_CODE] * 2, errors
     saved = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
     assert all(f"SIGTERM: saved step {saved} of 60" in error for error in errors)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "mesh"), [(2, {"tensor": 2}), (4, {"fsdp": 2, "tensor": 2})], ids=str)
+def test_processes_that_share_rows_of_a_batch_read_the_same(tmp_path, count, mesh) -> None:
+    """Heads are cut over processes, so each row of a batch is needed in two of them."""
+    axes = [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
+    finish(start(tmp_path / "one", 1, *axes, devices=count))
+    finish(start(tmp_path / "many", count, *axes, devices=count))
+    alone, together = parameters(tmp_path / "one"), parameters(tmp_path / "many")
+    for leaf, values in together.items():
+        np.testing.assert_allclose(values, alone[leaf], atol=1e-5, err_msg=leaf)
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_what_one_would(tmp_path) -> None:
+    """Likelihoods, and samples judged by features, whose images are drawn half by each process."""
+    workdir, classifier = tmp_path / "run", tmp_path / "classifier"
+    finish(start(workdir, 1))
+    made = [
+        "-m",
+        "ar_jax.evaluation.classifier",
+        "--config=configs/digits.py:smoke",
+        f"--out={classifier}",
+        "--steps=30",
+    ]
+    subprocess.run([sys.executable, *made], cwd=ROOT, check=True, capture_output=True)
+    asked = ["--config.eval.samples.num_samples=90", f"{CLASSIFIER}={classifier}"]
+    found = []
+    for count in (1, 2):
+        (said, *others) = finish(start(workdir, count, *asked, script="eval.py"))
+        assert not any("eval:" in other for other in others)  # one process speaks for all
+        found.append(json.loads(said.splitlines()[-1]))
+        assert json.loads((workdir / "eval/metrics.json").read_text()) == found[-1]
+    one, two = found
+    assert one["bits_per_dim"] == pytest.approx(two["bits_per_dim"], abs=1e-6)
+    assert one["token_error_rate"] == pytest.approx(two["token_error_rate"], abs=1e-3)
+    for name in ("FID", "spatial_FID", "class_accuracy", "precision", "recall", "nearest_train_rms"):
+        assert one["samples"][name] == pytest.approx(two["samples"][name], rel=1e-3), name

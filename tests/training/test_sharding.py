@@ -6,7 +6,7 @@ from jax.sharding import PartitionSpec as P
 
 from ar_jax.config import UsageError
 from ar_jax.training.mesh import make_mesh
-from ar_jax.training.sharding import RULES, batch_sharding, checked_rules, put_batch, tree_shardings
+from ar_jax.training.sharding import RULES, batch_sharding, checked_rules, own_rows, put_batch, tree_shardings
 
 needs_devices = pytest.mark.skipif(jax.device_count() < 4, reason="needs 4 devices")
 
@@ -96,7 +96,8 @@ def test_what_no_rule_matches_or_no_axis_divides_is_named(params, rules, said):
     ],
 )
 def test_a_batch_is_spread_over_data_and_fsdp_in_order(axes, spec):
-    rows = np.arange(8)
-    placed = put_batch({"rows": rows}, batch_sharding(make_mesh(axes)))["rows"]
+    rows, sharding = np.arange(8), batch_sharding(make_mesh(axes))
+    np.testing.assert_array_equal(own_rows(sharding, 8), rows)  # a single process has all
+    placed = put_batch({"rows": rows}, sharding, 8)["rows"]
     assert placed.sharding.spec == spec
     np.testing.assert_array_equal(placed, rows)
