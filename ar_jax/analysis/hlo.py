@@ -26,7 +26,9 @@ _CONSTANT = re.compile(r"[su]32\[\][^=]* constant\((\d+)\)")
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
-_NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}")
+_NAMED = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((?:\[([\d,]+)\](?:T\(([\d,]+)\))?|([\d,]+))\))? ?\{([^}]*)\}"
+)
 _PAIRS = re.compile(r"source_target_pairs=\{(\{.*?\})\}")
 
 
@@ -73,8 +75,7 @@ class Program:
     def seconds(self, clock: float) -> float | None:
         """Seconds of one run, by the compiler's estimate of each fusion; kernels, library calls and collectives have none.
 
-        Of a fusion for GPUs what it takes to read and write memory, by the least of the compiler's estimates: those of its
-        arithmetic are of a choice of tiles that was not tuned.
+        Of a fusion for GPUs what it takes to read and write memory, by the least of the compiler's estimates.
 
         Args:
           clock: cycles/s.
@@ -233,21 +234,25 @@ def _axes(line: str, mesh: Mapping[str, int], node: int) -> tuple[str, np.ndarra
 def _group(line: str, mesh: Mapping[str, int], node: int) -> np.ndarray | None:
     """The devices of one group, or a pair of sender and receiver, between nodes if any is; None if not understood."""
     if match := _IOTA.search(line):
-        shape, dims = _ints(match[1]), _ints(match[2])
-        devices = np.arange(np.prod(dims)).reshape(dims)
-        if match[3]:
-            devices = devices.transpose(_ints(match[3]))
-        return devices.reshape(shape)[0]
+        return _iota(match[2], match[3]).reshape(_ints(match[1]))[0]
     if match := _LISTED.search(line):
         return np.array(_ints(match[1]))
     if match := _NAMED.search(line):
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
-        along = re.findall(r"'(\w+)'", match[2])
-        if not set(along) <= set(sizes) or ":" in match[2]:
+        along = re.findall(r"'(\w+)'", match[5])
+        if not set(along) <= set(sizes) or ":" in match[5]:
             return None
-        devices = np.arange(np.prod(list(sizes.values()))).reshape(tuple(sizes.values()))
-        return devices[tuple(slice(None) if name in along else 0 for name in sizes)].ravel()
+        order = np.array(_ints(match[4])) if match[4] else _iota(match[2] or str(math.prod(sizes.values())), match[3])
+        return order.reshape(tuple(sizes.values()))[
+            tuple(slice(None) if name in along else 0 for name in sizes)
+        ].ravel()
     if match := _PAIRS.search(line):
         pairs = [_ints(pair) for pair in re.findall(r"\{([\d,]+)\}", match[1])]
         return np.array(max(pairs, key=lambda pair: (pair[0] // node != pair[1] // node, pair[0] != pair[1])))
     return np.arange(np.prod(list(mesh.values()))) if "replica_groups={}" in line else None
+
+
+def _iota(dims: str, permutation: str | None) -> np.ndarray:
+    """Numbers from 0 on in an array of these sizes, its axes then permuted."""
+    numbers = np.arange(math.prod(_ints(dims))).reshape(_ints(dims))
+    return numbers.transpose(_ints(permutation)) if permutation else numbers
