@@ -52,6 +52,7 @@ class Plan:
         to read and write memory, see `hlo.Program.seconds`. None where it tells none.
       collective_seconds: what a chip sends, by the speed of its links; or to other nodes, by that of the network.
       collectives: by kind and axes.
+      kernels: how often each Pallas kernel runs, by its name.
       warnings: sentences.
     """
 
@@ -65,6 +66,7 @@ class Plan:
     compiler_seconds: float | None
     collective_seconds: float
     collectives: list[Collective]
+    kernels: dict[str, int]
     warnings: list[str]
 
     @property
@@ -225,6 +227,7 @@ def _plan(compiled: Any, text: str, mesh: Any, chip: Chip, batch_size: int, rema
         compiler_seconds=program.seconds(chip.clock),
         collective_seconds=collective_seconds,
         collectives=collectives,
+        kernels=program.kernels(),
         warnings=_replicated(program, mesh, batch_size) + _reserved(memory["total"], chip),
     )
 
@@ -279,6 +282,7 @@ def report(plan: Plan, chip: Chip) -> str:
         + (f", {row.across / 2**20:.1f} MiB to other nodes" if row.across else "")
         for row in plan.collectives
     ]
+    lines += [f"  kernel {name}: {count} times" for name, count in plan.kernels.items()]
     lines += [f"warning: {sentence}" for sentence in plan.warnings]
     return "\n".join(lines)
 

@@ -20,6 +20,7 @@ _ARRAY = re.compile(r"([a-z]+\d*)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|to_apply|body)=%?([\w.-]+)|branch_computations=\{([^}]*)\}")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _MEMORY = re.compile(r'"memory_access_time_us":([\d.e+-]+),"name":"(?!sol")')
+_KERNEL = re.compile(r' custom-call(?:-start)?\(.*op_name="(?:[^"]*/)?([^"/]+)/pallas_call"')
 _CONDITION = re.compile(r"condition=%?([\w.-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONSTANT = re.compile(r"[su]32\[\][^=]* constant\((\d+)\)")
@@ -85,6 +86,14 @@ class Program:
         """
         self._costs: dict[str, float] = {}
         return self._seconds(self._entry, clock) or None
+
+    def kernels(self) -> dict[str, int]:
+        """How often each Pallas kernel runs in one run of the program, by its name."""
+        found: collections.Counter[str] = collections.Counter()
+        for _, times, line in self._walk(self._entry, 1):
+            if match := _KERNEL.search(line):
+                found[match[1]] += times
+        return dict(found)
 
     def collectives(self, mesh: Mapping[str, int], node: int = 0) -> list[Collective]:
         """All collectives, those that send most first.

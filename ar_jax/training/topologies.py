@@ -98,9 +98,9 @@ def _gpus(name: str, kind: str, chip: Chip, shape: str) -> Sequence[Any]:
             f"--topology={name} should tell how many GPUs, such as {kind}:{chip.node}: at most {chip.node} of one node, "
             f"or a multiple of {chip.node}."
         )
+    _cuda_folder()
     from jax.experimental import topologies
 
-    _cuda_folder()
     nodes, each = max(1, count // chip.node), min(count, chip.node)
     try:
         found = topologies.get_topology_desc(
