@@ -5,7 +5,8 @@ the real training step (with --sample the real sampling loop) for that pod, on a
 collectives, and bounds of its speed. --batch=N is config.train.batch_size; --fit tries smaller batches, rematerialisation
 and other meshes and prints them, the best first; --json prints one object instead of tables. Config overrides as usual.
 
-Topologies are those of libtpu, which has to be installed: v5e:16x16, v5p:4x4x8, v6e:16x16, ...
+Topologies of TPUs are those of libtpu: v5e:16x16, v5p:4x4x8, v6e:16x16, ... Of GPUs they tell how many: h100:8, a100:64
+(nodes of 8). The compiler has to be installed; docs/pods.md tells how.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,12 +27,13 @@ from ml_collections import ConfigDict
 
 from ar_jax import command
 from ar_jax.analysis.hlo import Collective, Program
-from ar_jax.config import UsageError, nearest
-from ar_jax.training.chips import CHIPS, GIB, Chip
+from ar_jax.config import UsageError
+from ar_jax.training.chips import GIB, Chip
 from ar_jax.training.mesh import AXES, make_mesh
 from ar_jax.training.paths import named_leaves
 from ar_jax.training.program import make_program
 from ar_jax.training.sharding import batch_sharding, num_batch_shards, replicated
+from ar_jax.training.topologies import compiler_options, environment, topology_devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +48,11 @@ class Plan:
       fits: whether that is within a chip's memory.
       model_flops: of the whole batch; of a training step three times those of the loss. None where they cannot be counted.
       compute_seconds: what these take where all matrix units are busy.
-      compiler_seconds: the compiler's own estimate, Pallas kernels and collectives left out.
-      collective_seconds: what a chip sends, by the speed of its links.
+      compiler_seconds: the compiler's own estimate, Pallas kernels and collectives left out; of GPUs only what fusions take
+        to read and write memory, see `hlo.Program.seconds`. None where it tells none.
+      collective_seconds: what a chip sends, by the speed of its links; or to other nodes, by that of the network.
       collectives: by kind and axes.
+      kernels: how often each Pallas kernel runs, by its name.
       warnings: sentences.
     """
 
@@ -60,40 +63,21 @@ class Plan:
     fits: bool
     model_flops: int | None
     compute_seconds: float | None
-    compiler_seconds: float
+    compiler_seconds: float | None
     collective_seconds: float
     collectives: list[Collective]
+    kernels: dict[str, int]
     warnings: list[str]
 
     @property
     def bound_seconds(self) -> float:
         """No step is faster: the longest of the three, as if they went on side by side."""
-        return max(self.compute_seconds or 0.0, self.compiler_seconds, self.collective_seconds)
+        return max(self.compute_seconds or 0.0, self.compiler_seconds or 0.0, self.collective_seconds)
 
     @property
     def mfu_bound(self) -> float | None:
         """No larger share of the matrix units' FLOP/s can be used."""
         return None if self.compute_seconds is None else self.compute_seconds / self.bound_seconds
-
-
-def topology_devices(name: str) -> tuple[Chip, Sequence[Any]]:
-    """The chips of a pod that is not here.
-
-    Raises:
-      UsageError: an unknown chip or shape, or there is no libtpu.
-    """
-    from jax.experimental import topologies
-
-    kind, tpus = name.partition(":")[0], [kind for kind, chip in CHIPS.items() if chip.kind.startswith("TPU")]
-    if kind not in tpus:
-        raise UsageError(f"--topology={name} names chip {kind!r}.{nearest(kind, tpus)} Known: {', '.join(tpus)}.")
-    try:
-        return CHIPS[kind], topologies.get_topology_desc(platform="tpu", topology_name=name).devices
-    except Exception as error:  # libtpu's own errors have no type
-        raise UsageError(
-            f"--topology={name} cannot be had ({str(error).splitlines()[0]}); pip install 'ar_jax[tpu]' brings the "
-            "TPU compiler, and shapes are such as v5e:16x16 or v5p:4x4x4."
-        ) from error
 
 
 def batch_shapes(system: Any, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -113,7 +97,7 @@ def plan_training(config: Any, facts: Any, chip: Chip, devices: Sequence[Any]) -
     program = _program(system, config, devices)
     batch_size = program.train.batch_size
     batch = batch_shapes(system, batch_size)
-    compiled, text = _compiled(lambda options: program.compile(batch, options))
+    compiled, text = _compiled(program.mesh, lambda options: program.compile(batch, options))
 
     count = program.model_flops(batch)
     remat = str(dict(config.model).get("remat", "none"))
@@ -138,7 +122,7 @@ def plan_sampling(config: Any, facts: Any, chip: Chip, devices: Sequence[Any], b
     )
     with jax.set_mesh(mesh):
         lowered = jax.jit(draw, out_shardings=rows).lower(program.shapes.params, labels, drop, drawing)
-        compiled, text = _compiled(lowered.compile)
+        compiled, text = _compiled(mesh, lowered.compile)
     return _plan(compiled, text, mesh, chip, batch_size, "none", None)
 
 
@@ -164,11 +148,12 @@ def fits(config: Any, facts: Any, chip: Chip, devices: Sequence[Any]) -> list[Pl
     return sorted(found, key=lambda plan: (not plan.fits, plan.bound_seconds / plan.batch_size))
 
 
-def _compiled(compile_it: Callable[[dict[str, str | bool]], Any]) -> tuple[Any, str]:
+def _compiled(mesh: Any, compile_it: Callable[[Any], Any]) -> tuple[Any, str]:
     """The program and its text; UsageError where the compiler sees that it has no room."""
     with tempfile.TemporaryDirectory() as folder:
+        options = compiler_options(mesh.devices.flatten())
         try:
-            compiled = compile_it({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+            compiled = compile_it(options or {"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -227,7 +212,10 @@ def _plan(compiled: Any, text: str, mesh: Any, chip: Chip, batch_size: int, rema
     memory["total"] = sum(memory.values())
     program = Program(text)
     sizes = {name: int(size) for name, size in mesh.shape.items()}
-    collectives = program.collectives(sizes)
+    collectives = program.collectives(sizes, chip.node)
+    collective_seconds = sum(row.bytes for row in collectives) / chip.links
+    if across := sum(row.across for row in collectives):
+        collective_seconds = max(collective_seconds, across / chip.network)
     return Plan(
         mesh=sizes,
         batch_size=batch_size,
@@ -236,10 +224,11 @@ def _plan(compiled: Any, text: str, mesh: Any, chip: Chip, batch_size: int, rema
         fits=memory["total"] <= chip.memory,
         model_flops=count,
         compute_seconds=None if count is None else count / (mesh.size * chip.flops),
-        compiler_seconds=program.cycles() / chip.clock,
-        collective_seconds=sum(row.bytes for row in collectives) / chip.links,
+        compiler_seconds=program.seconds(chip.clock),
+        collective_seconds=collective_seconds,
         collectives=collectives,
-        warnings=_replicated(program, mesh, batch_size),
+        kernels=program.kernels(),
+        warnings=_replicated(program, mesh, batch_size) + _reserved(memory["total"], chip),
     )
 
 
@@ -247,10 +236,11 @@ def _replicated(program: Program, mesh: Any, batch_size: int) -> list[str]:
     """A sentence on the largest array of a device that has the whole batch, though the batch is cut."""
     if num_batch_shards(mesh) == 1:
         return []
+    own = batch_size // num_batch_shards(mesh)
     whole = [
         (size, shape, line)
         for shape, size, line in program.arrays()
-        if len(shape) > 2 and batch_size in shape and size > 2**24 and batch_size not in shape[-1:]
+        if len(shape) > 2 and batch_size in shape and size > 2**24 and batch_size not in shape[-1:] and own not in shape
     ]
     if not whole:
         return []
@@ -260,6 +250,13 @@ def _replicated(program: Program, mesh: Any, batch_size: int) -> list[str]:
         f"An array of shape {list(shape)} ({size / GIB:.2f} GiB) has the whole batch on each device: {name}; it may be "
         "replicated by accident."
     ]
+
+
+def _reserved(total: int, chip: Chip) -> list[str]:
+    """A sentence where the plan fits a GPU, but not the share of its memory that JAX takes at first."""
+    if not chip.is_gpu or not 0.75 * chip.memory < total <= chip.memory:
+        return []
+    return ["JAX takes three quarters of a GPU's memory; set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 to run this."]
 
 
 def report(plan: Plan, chip: Chip) -> str:
@@ -272,15 +269,20 @@ def report(plan: Plan, chip: Chip) -> str:
     ]
     if plan.model_flops is not None:
         lines.append(f"FLOPs of the model: {plan.model_flops:.3g}, {plan.compute_seconds:.4g} s at the chips' peak")
+    of = "what fusions take to read and write memory" if chip.is_gpu else "all but kernels and collectives"
+    told = "none" if plan.compiler_seconds is None else f"{plan.compiler_seconds:.4g} s"
     lines += [
-        f"compiler's estimate, without kernels and collectives: {plan.compiler_seconds:.4g} s",
+        f"compiler's estimate of {of}: {told}",
         f"collectives, at the links' peak: {plan.collective_seconds:.4g} s",
         f"no faster than {plan.bound_seconds:.4g} s"
         + (f", so model FLOPs utilisation is at most {plan.mfu_bound:.0%}" if plan.mfu_bound is not None else ""),
     ]
     lines += [
-        f"  {row.kind} over {row.axes}: {row.count} times, {row.bytes / 2**20:.1f} MiB sent" for row in plan.collectives
+        f"  {row.kind} over {row.axes}: {row.count} times, {row.bytes / 2**20:.1f} MiB sent"
+        + (f", {row.across / 2**20:.1f} MiB to other nodes" if row.across else "")
+        for row in plan.collectives
     ]
+    lines += [f"  kernel {name}: {count} times" for name, count in plan.kernels.items()]
     lines += [f"warning: {sentence}" for sentence in plan.warnings]
     return "\n".join(lines)
 
@@ -356,15 +358,6 @@ def main(arguments: Sequence[str]) -> None:
     print(json.dumps([as_json(plan) for plan in plans]) if values.json else "\n\n".join(report(p, chip) for p in plans))
 
 
-def _environment() -> None:
-    """The TPU's compiler without a TPU: JAX itself stays on the CPU."""
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    if library := os.environ.get("AR_JAX_LIBTPU"):
-        os.environ.setdefault("TPU_LIBRARY_PATH", library)
-
-
 if __name__ == "__main__":
-    _environment()
+    environment()
     command.call(main)

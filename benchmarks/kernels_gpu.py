@@ -1,4 +1,4 @@
-"""Kernels compiled for a GPU that is not here: python benchmarks/kernels_gpu.py --target FILE [--kernel NAME] [--markdown FILE].
+"""Kernels compiled for a GPU that is not here: python benchmarks/kernels_gpu.py [--gpu a100] [--kernel NAME] [--markdown FILE].
 
 Each case goes through Triton and ptxas to machine code on any machine; the table tells what a thread and a program of
 each kernel need: registers (255 at most), bytes that did not fit into them and are spilled, bytes of shared memory.
@@ -7,7 +7,7 @@ The compiler is the CUDA plugin of the installed jax, in a folder of its own (1.
 
     pip install --no-deps --target .cache/cuda jax-cuda12-plugin==$VERSION jax-cuda12-pjrt==$VERSION nvidia-cuda-nvcc-cu12
 
-`--plugin DIR` names another one. FILE describes the GPU, an H100 say: XLA's text form of a target configuration.
+AR_JAX_CUDA=DIR or `--plugin DIR` names another one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 from kernels_tpu import KERNELS, Case  # noqa: E402
 
-ARCHITECTURE = "sm_90a"
+ARCHITECTURES = {"a100": "sm_80", "h100": "sm_90a"}
 _ENTRY = re.compile(r"\.entry (\w+)\(")
 _SHARED = re.compile(r"ttg\.shared = (\d+)")
 _SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -52,29 +52,18 @@ class Kernel:
     shared_bytes: int
 
 
-def environment(plugin: Path, dump: str) -> dict[str, str]:
-    """What the environment of a process that compiles for GPUs must hold; it writes what it makes into `dump`."""
-    flags = [
-        f"--xla_gpu_cuda_data_dir={plugin / 'nvidia' / 'cuda_nvcc'}",
-        "--xla_gpu_autotune_level=0",  # there is nothing to try things on
-        f"--xla_dump_to={dump}",
-        "--xla_dump_emitter_re=triton-to-llvm",
-    ]
-    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags), "JAX_ENABLE_COMPILATION_CACHE": "false"}
-
-
-def compile_case(case: Case, dtype: str, target: str) -> None:
-    """Compiles one program; what the compiler makes is in the folder that `environment` names."""
+def compile_case(case: Case, dtype: str, gpu: str, dump: str) -> None:
+    """Compiles one program; what the compiler makes is written into the folder `dump`."""
     import jax
     import jax.numpy as jnp
     import numpy as np
-    from jax.experimental import topologies
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-    topology = topologies.get_topology_desc(
-        platform="cuda", topology_name="", target_config=Path(target).read_text(), topology="1x1x1"
-    )
-    mesh = Mesh(np.array(topology.devices[:1]), ("data",))
+    from ar_jax.training.topologies import compiler_options, environment, topology_devices
+
+    environment()
+    _, devices = topology_devices(f"{gpu}:1")
+    mesh = Mesh(np.array(devices), ("data",))
     function, shapes = KERNELS[case.kernel](case)
     arguments = [
         jax.ShapeDtypeStruct(
@@ -90,26 +79,28 @@ def compile_case(case: Case, dtype: str, target: str) -> None:
     floats = tuple(i for i, a in enumerate(arguments) if jnp.issubdtype(a.dtype, jnp.floating))
     program = jax.grad(loss, argnums=floats) if case.direction == "backward" else function
     with jax.set_mesh(mesh):
-        jax.jit(program).lower(*arguments).compile()
+        lowered = jax.jit(program).lower(*arguments)
+        lowered.compile(compiler_options(devices) | {"xla_dump_to": dump, "xla_dump_emitter_re": "triton-to-llvm"})
 
 
-def kernels_of(case: Case, dtype: str, target: Path, plugin: Path) -> list[Kernel]:
+def kernels_of(case: Case, dtype: str, gpu: str, plugin: Path) -> list[Kernel]:
     """The Pallas kernels of a program, compiled in a process of its own.
 
     Raises:
       RuntimeError: the compiler refused it; with what it said.
     """
     with tempfile.TemporaryDirectory() as folder:
-        told = json.dumps([dataclasses.astuple(case), dtype, str(target)])
-        command = [sys.executable, __file__, "--target", str(target), "--plugin", str(plugin), "--compile", told]
-        done = subprocess.run(command, env=environment(plugin, folder), capture_output=True, text=True, check=False)
+        told = json.dumps([dataclasses.astuple(case), dtype, gpu, folder])
+        settings = os.environ | {"AR_JAX_CUDA": str(plugin), "JAX_ENABLE_COMPILATION_CACHE": "false"}
+        command = [sys.executable, __file__, "--plugin", str(plugin), "--compile", told]
+        done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"{case}, {dtype}: {done.stderr[-3000:]}")
-        found = read(Path(folder), plugin / "nvidia" / "cuda_nvcc" / "bin" / "ptxas")
+        found = read(Path(folder), ARCHITECTURES[gpu], plugin / "nvidia" / "cuda_nvcc" / "bin" / "ptxas")
         return [kernel for kernel in found if "fusion" not in kernel.name]
 
 
-def read(folder: Path, ptxas: Path) -> Iterator[Kernel]:
+def read(folder: Path, architecture: str, ptxas: Path) -> Iterator[Kernel]:
     """The kernels whose programs lie in a folder, XLA's own Triton kernels among them."""
     shared = {}
     for path in folder.glob("*.triton-to-llvm.txt"):
@@ -118,7 +109,7 @@ def read(folder: Path, ptxas: Path) -> Iterator[Kernel]:
     for path in sorted(folder.glob("*.ptx")):
         entry = _ENTRY.search(path.read_text())
         if entry and entry[1] in shared:
-            command = [str(ptxas), "-v", f"-arch={ARCHITECTURE}", str(path), "-o", os.devnull]
+            command = [str(ptxas), "-v", f"-arch={architecture}", str(path), "-o", os.devnull]
             told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
             yield Kernel(entry[1], *_needs(told), shared[entry[1]])
 
@@ -143,8 +134,9 @@ def cases_of(options: argparse.Namespace) -> Iterator[Case]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", type=Path, required=True, help="FILE that describes the GPU")
-    parser.add_argument("--plugin", type=Path, default=ROOT / ".cache" / "cuda", help="DIR of the CUDA plugin")
+    parser.add_argument("--gpu", choices=ARCHITECTURES, default="h100")
+    folder = Path(os.environ.get("AR_JAX_CUDA", ROOT / ".cache" / "cuda"))
+    parser.add_argument("--plugin", type=Path, default=folder, help="DIR of the CUDA plugin")
     parser.add_argument("--kernel", default="", help="only kernels whose names contain this")
     parser.add_argument("--length", type=int, default=4096)
     parser.add_argument("--head-dim", nargs="+", type=int, default=[64, 128])
@@ -156,15 +148,14 @@ def main() -> None:
     if not (options.plugin / "nvidia" / "cuda_nvcc").is_dir():
         sys.exit(f"There is no CUDA plugin in {options.plugin}; {parser.prog} --help tells how to install one.")
     if options.compile:
-        sys.path.append(str(options.plugin))
-        case, dtype, target = json.loads(options.compile)
-        compile_case(Case(*case), dtype, target)
+        case, dtype, gpu, dump = json.loads(options.compile)
+        compile_case(Case(*case), dtype, gpu, dump)
         return
     lines = ["| program | dtype | kernel | registers | spilled bytes | shared memory |", "| --- " * 6 + "|"]
     print(*lines, sep="\n", flush=True)
     for case in cases_of(options):
         for dtype in options.dtype:
-            for kernel in kernels_of(case, dtype, options.target, options.plugin):
+            for kernel in kernels_of(case, dtype, options.gpu, options.plugin):
                 cells = [case, dtype, kernel.name, kernel.registers, kernel.spill_bytes, f"{kernel.shared_bytes:,}"]
                 lines.append("| " + " | ".join(map(str, cells)) + " |")
                 print(lines[-1], flush=True)

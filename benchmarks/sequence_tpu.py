@@ -67,7 +67,7 @@ def main() -> None:
     values = parser.parse_args()
     os.environ.update(environment())
     from ar_jax.analysis.hlo import Program
-    from ar_jax.plan import topology_devices
+    from ar_jax.training.topologies import topology_devices
 
     _, devices = topology_devices("v5e:4x4")
     print(f"| gradient of, {values.length} tokens | chips | temporary, MiB | sent, MiB |\n| --- | --- | --- | --- |")

@@ -16,12 +16,14 @@ import pytest
 from ar_jax import plan
 from ar_jax.config import UsageError, get_config
 from ar_jax.run import load_facts
+from ar_jax.training import topologies
 
 ROOT = Path(__file__).parents[1]
+CUDA = Path(os.environ.get("AR_JAX_CUDA", ROOT / ".cache" / "cuda"))
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    settings = os.environ | {"XLA_FLAGS": "", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    settings = os.environ | {"XLA_FLAGS": "", "JAX_ENABLE_COMPILATION_CACHE": "false", "AR_JAX_CUDA": str(CUDA)}
     command = [sys.executable, "-m", "ar_jax.plan", *arguments]
     return subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, check=False)
 
@@ -59,6 +61,44 @@ def test_a_training_step_is_compiled_for_a_pod_that_is_not_here() -> None:
     assert 0 < told["mfu_bound"] <= 1 and told["compiler_seconds"] > 0
 
 
+def test_a_training_step_is_compiled_for_gpus_that_are_not_here() -> None:
+    """With the kernels for GPUs; data goes between two nodes, all else within them."""
+    if not (CUDA / "nvidia" / "cuda_nvcc").is_dir():
+        pytest.skip("needs the compiler for NVIDIA's GPUs (1.2 GB); docs/pods.md tells how to install it")
+    done = run(
+        f"--config={ROOT}/configs/llamagen.py:smoke",
+        *("--topology=h100:16", "--mesh=data=2,fsdp=2,tensor=4", "--batch=8", "--json"),
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (told,) = json.loads(done.stdout.splitlines()[-1])
+    assert told["mesh"] == {"data": 2, "fsdp": 2, "tensor": 4} and told["fits"]
+    assert told["memory"]["total"] == sum(size for kind, size in told["memory"].items() if kind != "total")
+    across = {row["axes"] for row in told["collectives"] if row["across"]}
+    assert "data" in across and not across & {"fsdp", "tensor", "?"}
+    assert {row["axes"] for row in told["collectives"]} >= {"data", "fsdp", "tensor"}
+    layers = get_config(ROOT / "configs/llamagen.py:smoke").model.num_layers
+    assert told["kernels"]["step_attention_dq"] == layers
+    assert 0 < told["mfu_bound"] <= 1 and told["compiler_seconds"] > 0
+
+
+def test_without_the_compiler_for_gpus_a_plan_tells_how_to_install_it(monkeypatch) -> None:
+    monkeypatch.setattr(topologies.sys, "path", [str(ROOT)])
+    with pytest.raises(UsageError, match=rf"pip install .* jax-cuda12-plugin=={jax.__version__} .*AR_JAX_CUDA=DIR"):
+        topologies.topology_devices("h100:8")
+
+
+@pytest.mark.parametrize("compiler_seconds", [None, 0.2])
+def test_a_bound_is_the_longest_of_what_is_known_and_the_report_says_what_is_not(compiler_seconds) -> None:
+    known = dict(mesh={"fsdp": 8}, batch_size=8, remat="none", memory={"total": 1}, fits=True, model_flops=10)
+    known |= dict(compute_seconds=0.1, collective_seconds=0.05, collectives=[], kernels={"scan": 3}, warnings=[])
+    found = plan.Plan(compiler_seconds=compiler_seconds, **known)
+    assert (found.bound_seconds, found.mfu_bound) == ((0.1, 1.0) if compiler_seconds is None else (0.2, 0.5))
+    said = plan.report(found, topologies.CHIPS["h100"])
+    assert (
+        f"read and write memory: {'none' if compiler_seconds is None else '0.2 s'}" in said and "scan: 3 times" in said
+    )
+
+
 @pytest.mark.slow
 def test_the_first_run_of_the_five_commands_trains_and_is_evaluated(tmp_path: Path) -> None:
     install, train, evaluate, _, pod = five_commands()
@@ -74,6 +114,8 @@ def test_the_first_run_of_the_five_commands_trains_and_is_evaluated(tmp_path: Pa
     ("arguments", "said"),
     [
         (["--topology=v5q:2x2"], "Did you mean 'v5"),
+        (["--topology=h100:12"], "h100:8: at most 8 of one node, or a multiple of 8"),
+        (["--topology=h100:2x4"], "should tell how many GPUs"),
         (["--mesh=fsdp:2"], "--mesh=fsdp:2 should be such as"),
         (["--mesh=tensor=1024"], "does not fit"),
     ],

@@ -19,6 +19,8 @@ class Chip:
       links: bytes/s that it sends to its neighbours over all links together.
       clock: cycles/s; what the compiler's estimates are counted in.
       kind: a pattern of JAX's `device_kind`.
+      node: so many are joined by such links; 0 for all of a pod.
+      network: bytes/s that it sends to other nodes.
     """
 
     flops: float
@@ -27,15 +29,24 @@ class Chip:
     links: float
     clock: float
     kind: str
+    node: int = 0
+    network: float = 0.0
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether it is a GPU, or else a TPU."""
+        return self.node > 0
 
 
+# Of GPUs those of NVIDIA's own nodes (DGX A100 and H100), whose figures for NVLink count both directions, and whose GPUs each
+# have a network adapter, of 200 and 400 Gbit/s.
 CHIPS = {
     "v4": Chip(275e12, 32 * GIB, 1228e9, 300e9, 1.05e9, "TPU v4"),
     "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9, 1.5e9, "TPU v5( lite|e)"),
     "v5p": Chip(459e12, 95 * GIB, 2765e9, 600e9, 1.75e9, "TPU v5p?"),
     "v6e": Chip(918e12, 32 * GIB, 1640e9, 448e9, 1.75e9, "TPU v6( lite|e)"),
-    "a100": Chip(312e12, 80 * GIB, 2039e9, 600e9, 1.41e9, "NVIDIA A100.*"),
-    "h100": Chip(989e12, 80 * GIB, 3350e9, 900e9, 1.98e9, "NVIDIA H100.*"),
+    "a100": Chip(312e12, 80 * GIB, 2039e9, 300e9, 1.41e9, "NVIDIA A100.*", 8, 25e9),
+    "h100": Chip(989e12, 80 * GIB, 3350e9, 450e9, 1.98e9, "NVIDIA H100.*", 8, 50e9),
 }
 
 
