@@ -76,6 +76,10 @@ class AgentSystem:
         logits, values = self.read(params, jax.lax.stop_gradient(done))
         return *self.objective(logits, values, jax.lax.stop_gradient(done)), {}
 
+    def without_gradient(self, params: Params, batch: Mapping[str, Array], key: Array) -> Rollout:
+        """See Program.model_flops: what is done in the environments."""
+        return self.rollouts(params, batch["seed"], key, self.objective.rollout_length)
+
     def rollouts(self, params: Params, seeds: Array, key: Array, length: int, greedy: Array | bool = False) -> Rollout:
         """What agents do for `length` steps in the environments of seeds [B], arrays [B, ...]; see `rollout`.
 

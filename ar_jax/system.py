@@ -174,6 +174,10 @@ class System:
         loss, metrics = self.objective(model, params, values, self.condition_of(params, batch), key, progress)
         return loss, metrics, {}
 
+    def without_gradient(self, params: Params, batch: Mapping[str, Array], key: Array) -> Array:
+        """See Program.model_flops: the tokens; parts of the loss that no gradient passes through."""
+        return self.tokens_of(params, batch, key)
+
     def tokens_of(self, params: Params, batch: Mapping[str, Array], key: Array | None = None) -> Array:
         """The tokens of a batch of data, or those that it already holds; drawn with the key where they are random."""
         if "tokens" in batch:

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 
 # Lines of a trace on which each operation of a program is an event: of TPUs and GPUs, and of a CPU's threads; a small program
-# runs on the thread that calls it.
-_DEVICE_LINES = re.compile(r"XLA Ops|Stream #.*|tf_XLA(PjRtCpuClient|TfrtCpuClient|Eigen)/.*|python")
+# runs on the thread that calls it, which has the name of its process and no number.
+_DEVICE_LINES = re.compile(r".*: (XLA Ops|Stream #.*)|/host:CPU: (tf_XLA(PjRtCpuClient|TfrtCpuClient|Eigen)/.*|[^/]*)")
 _OPERATION = re.compile(r"[a-z][a-z0-9_.-]*")
 # What contains other operations, whose time would count twice.
 _CONTAINERS = re.compile(r"(while|conditional|cond|call|async)\b.*")
@@ -37,7 +37,7 @@ def operations(trace: Path | str) -> dict[str, float]:
     seconds: collections.Counter[str] = collections.Counter()
     for plane in jax.profiler.ProfileData.from_file(str(files[-1])).planes:
         for line in plane.lines:
-            if _DEVICE_LINES.fullmatch(line.name):
+            if _DEVICE_LINES.fullmatch(f"{plane.name}: {line.name}"):
                 for event in line.events:
                     name = event.name.removeprefix("%").split(" ")[0]
                     if _OPERATION.fullmatch(name) and not _CONTAINERS.fullmatch(name):

@@ -188,10 +188,15 @@ class Program:
         return compile_step(step, self.shapes, batch, *shardings, compiler_options)
 
     def model_flops(self, batch: Batch) -> int | None:
-        """FLOPs of a step on batches of this shape: three times those of the loss, as far as the jaxpr tells them."""
+        """FLOPs of a step on batches of this shape, as far as the jaxpr tells them.
+
+        Three times those of the loss; of what a task computes `without_gradient`, such as tokens, once.
+        """
         key, progress = jax.random.key(0), jnp.zeros(())
+        fixed = getattr(self.task, "without_gradient", lambda params, batch, key: ())
         try:
-            return 3 * flops(lambda p, b: self.task.loss(p, b, key, progress)[0], self.shapes.params, batch)
+            whole = flops(lambda p, b: self.task.loss(p, b, key, progress)[0], self.shapes.params, batch)
+            return 3 * whole - 2 * flops(lambda p, b: fixed(p, b, key), self.shapes.params, batch)
         except NotImplementedError:
             return None
 

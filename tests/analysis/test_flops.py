@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +12,12 @@ import pytest
 from jax.experimental import pallas
 
 from ar_jax.analysis.flops import flops
+from ar_jax.config import get_config
+from ar_jax.plan import batch_shapes
+from ar_jax.run import load_facts, system_of
+from ar_jax.training.program import make_program
+
+ROOT = Path(__file__).parents[2]
 
 A, B = jnp.zeros((3, 4)), jnp.zeros((4, 5))
 PRODUCT = 2 * 3 * 4 * 5
@@ -90,3 +97,14 @@ def test_an_unbounded_loop_is_refused() -> None:
     loop = functools.partial(jax.lax.while_loop, lambda x: x.sum() < 1, lambda x: x + 1)
     with pytest.raises(NotImplementedError, match="number of turns"):
         flops(loop, A)
+
+
+def test_a_step_is_thrice_its_loss_but_what_has_no_gradient_counts_once() -> None:
+    """Tokens that are told in place of images leave out an encoder that is not trained, and nothing else."""
+    config = get_config(ROOT / "configs/llamagen.py:smoke")
+    system = system_of(config, load_facts(config))
+    program, batch = make_program(system, config), batch_shapes(system, 4)
+    encoder = flops(system.tokens_of, program.shapes.params, batch)
+    tokens = jax.eval_shape(system.tokens_of, program.shapes.params, batch)
+    step, without = program.model_flops(batch), program.model_flops({"tokens": tokens, "label": batch["label"]})
+    assert encoder > 0 and step is not None and without is not None and step - without == encoder
