@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -84,8 +85,21 @@ class Program:
         Returns:
           None where the text has no estimates.
         """
-        self._costs: dict[str, float] = {}
-        return self._seconds(self._entry, clock) or None
+
+        @functools.cache
+        def of(name: str) -> float:
+            total = 0.0
+            for line in self._bodies.get(name, ()):
+                if match := _CYCLES.search(line):
+                    total += int(match[1]) / clock
+                if estimates := _MEMORY.findall(line):
+                    total += min(map(float, estimates)) / 1e6
+                if " fusion(" not in line:
+                    inner = [of(called) for called in _called(line)]
+                    total += self._trips(line) * (max(inner) if " conditional(" in line else sum(inner)) if inner else 0
+            return total
+
+        return of(self._entry) or None
 
     def kernels(self) -> dict[str, int]:
         """How often each Pallas kernel runs in one run of the program, by its name."""
@@ -140,20 +154,6 @@ class Program:
                         for kind, dims in _ARRAY.findall(operation[1]):
                             shape = _ints(dims)
                             yield shape, _size(kind, shape), line
-
-    def _seconds(self, name: str, clock: float) -> float:
-        if name not in self._costs:
-            total = 0.0
-            for line in self._bodies.get(name, ()):
-                if match := _CYCLES.search(line):
-                    total += int(match[1]) / clock
-                if estimates := _MEMORY.findall(line):
-                    total += min(map(float, estimates)) / 1e6
-                if " fusion(" not in line:
-                    inner = [self._seconds(called, clock) for called in _called(line)]
-                    total += self._trips(line) * (max(inner) if " conditional(" in line else sum(inner)) if inner else 0
-            self._costs[name] = total
-        return self._costs[name]
 
     def _walk(self, name: str, times: int) -> Iterator[tuple[str, int, str]]:
         """All lines that run, with their computation and how often."""
