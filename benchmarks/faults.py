@@ -179,21 +179,25 @@ def campaign(
     """Kills runs of so many processes so often, and lets the last one come to its end."""
     struck: collections.Counter[str] = collections.Counter()
     lost, seconds, finished, same, unsaid = 0, 0.0, 0, 0, 0
+    deck: list[str] = []
     while sum(struck.values()) < kills:
         workdir, done = folder / f"{count}-{finished}", False
         while not done:
             noted, processes = steps_noted(workdir), start(workdir, count)
-            kinds = {kind: weight for kind, weight in KINDS.items() if count > 1 or kind != "stuck"}
-            (kind,) = rng.choices(list(kinds), list(kinds.values()))
+            if not deck:  # dealt like cards, so that every kind has its share
+                deck = [kind for kind, weight in KINDS.items() for _ in range(weight) if count > 1 or kind != "stuck"]
+                rng.shuffle(deck)
+            kind = deck[-1]
             hit = sum(struck.values()) < kills and strike(kind, workdir, processes, rng)
             if hit:
+                deck.pop()
                 seconds = max(seconds, ended(processes))
                 struck[kind] += 1
                 said = "".join(output(workdir, i).read_text(errors="replace") for i in range(count))
-                # Of several processes those that were not killed have to say why they end.
-                unsaid += (count > 1 or kind != "trainer" and kind != "writer") and not re.search(
-                    r"error|Error|SIGTERM", said
-                )
+                # Who was not killed has to say why it ends, unless it has come to the end of the run.
+                others = count > 1 or kind not in ("trainer", "writer")
+                early = any(process.returncode for process in processes)
+                unsaid += others and early and not re.search(r"error|Error|SIGTERM", said)
             else:
                 ended(processes, float("inf"))
             if (again := resumed_after(workdir)) is not None:
