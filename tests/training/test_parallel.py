@@ -91,16 +91,31 @@ def test_any_mesh_trains_like_one_device(model: str, mesh: str) -> None:
         np.testing.assert_allclose(params[name], leaf, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize(
-    "way", [pytest.param(name, marks=() if name == "across=zigzag" else pytest.mark.slow) for name in ACROSS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ACROSS)
 def test_whatever_way_a_sequence_takes_across_devices_trains_like_one_device(way: str) -> None:
-    """By config alone; the likelihood and the sampler, which read a cache, heed nothing that would not fit them."""
     losses, params = trained(way, "sequence", 20)
     expected, alone = trained("softmax", "", 20)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     for name, leaf in alone.items():
         np.testing.assert_allclose(params[name], leaf, atol=1e-5, err_msg=name)
+
+
+def test_the_way_across_devices_that_a_config_names_is_the_one_that_is_taken() -> None:
+    batch = {
+        name: jax.numpy.asarray(rows) for name, rows in next(pipeline.train_iterator(data_of("softmax"), 4, 0)).items()
+    }
+    exchanges = {}
+    for way in ACROSS:
+        system = from_config(config_of(way, MESHES["sequence"]), data_of(way))
+        params = jax.eval_shape(system.init, jax.random.key(0))
+        with jax.set_mesh(make_mesh(MESHES["sequence"])):
+            loss = jax.make_jaxpr(lambda p, s=system: s.loss(p, batch, jax.random.key(0), jax.numpy.float32(0))[0])
+            text = str(loss(params))
+        exchanges[way] = text.count("= ppermute["), text.count("= psum")
+    assert exchanges["across=zigzag"][0] > exchanges["across=ring"][0] > 0 == exchanges["across=tree"][0]
+    assert exchanges["across=tree"][1] > exchanges["across=gather"][1] == exchanges["across=ring"][1]
+    assert exchanges["across=gather"][0] == 0
 
 
 def test_a_way_across_devices_that_does_not_exist_is_named_before_anything_is_compiled() -> None:
