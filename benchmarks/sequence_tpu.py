@@ -22,14 +22,16 @@ HEADS, WIDTH = 8, 128
 
 def operations() -> dict[str, Any]:
     """Functions of q, k, v [1, T, N, H] and steps [T]."""
+    import functools
+
     import jax.numpy as jnp
 
     from ar_jax.kernels.delta_attention import delta_attention
     from ar_jax.kernels.linear_attention import linear_attention
     from ar_jax.kernels.step_attention import step_attention
 
-    def attention(q: Any, k: Any, v: Any, step: Any) -> Any:
-        return step_attention(q, k, v, step, step)
+    def attention(across: str, q: Any, k: Any, v: Any, step: Any) -> Any:
+        return step_attention(q, k, v, step, step, across=across)
 
     def retention(q: Any, k: Any, v: Any, step: Any) -> Any:
         return linear_attention(q, k, v, log_decay=jnp.full(HEADS, -0.01))[0]
@@ -37,7 +39,8 @@ def operations() -> dict[str, Any]:
     def delta(q: Any, k: Any, v: Any, step: Any) -> Any:
         return delta_attention(q, k, v, jnp.full(q.shape[:3], 0.5))[0]
 
-    return {"step_attention": attention, "linear_attention": retention, "delta_attention": delta}
+    ways = {f"step_attention, {across}": functools.partial(attention, across) for across in ("ring", "zigzag")}
+    return ways | {"linear_attention": retention, "delta_attention": delta}
 
 
 def compiled(operation: Any, length: int, devices: Any) -> Any:

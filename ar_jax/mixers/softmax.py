@@ -16,7 +16,7 @@ from jax import Array
 
 from ar_jax.config import UsageError, choose
 from ar_jax.kernels.dense import Dense
-from ar_jax.kernels.step_attention import merge, step_attention
+from ar_jax.kernels.step_attention import ROUTES, merge, step_attention
 from ar_jax.kernels.step_attention.key_bias import forgotten, key_biased
 from ar_jax.mixers.norms import make_norm
 from ar_jax.mixers.positions import RelativeBias, rotate
@@ -108,6 +108,8 @@ class Softmax(nn.Module):
         (Forgetting Transformer, arXiv:2503.02130): s_ij = q_i . k_j / sqrt(H) + sum of log gates of j + 1 ... i.
       query_peers: queries of one step read one another, too, so that what they ask for together fits (LPD,
         arXiv:2507.01957, sec. 3.2); they still leave no trace, and nobody else reads them.
+      across: how devices among which the mesh cuts a sequence that is fed whole read one another, see `step_attention`;
+        whoever reads a cache takes that operation's own choice, as None does.
     """
 
     embed_dim: int
@@ -134,6 +136,7 @@ class Softmax(nn.Module):
     num_prefix: int = 0
     reads_near: bool = False
     implementation: str | None = None
+    across: str | None = None
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
@@ -174,6 +177,8 @@ class Softmax(nn.Module):
         tables = (("qk_norm", QK_NORMS), ("prefix_rotation", PREFIX_ROTATIONS), ("rope_places", ROPE_PLACES))
         for name, known in tables:
             choose(dict.fromkeys(known), getattr(self, name), f"model.mixer.{name}")
+        if self.across is not None:
+            choose(ROUTES, self.across, "model.mixer.across")
         dense = functools.partial(Dense, dtype=self.dtype, param_dtype=self.param_dtype)
         self.query = dense(heads * head_dim, use_bias=self.qkv_bias)
         self.key = dense(shared * head_dim, use_bias=self.qkv_bias and self.key_bias)
@@ -191,10 +196,12 @@ class Softmax(nn.Module):
             raise UsageError("config.model.mixer.forget_gate and bias_distance are two biases; set one of them to 0.")
         if self.forget_gate and self.query_peers:
             raise UsageError("config.model.mixer.query_peers needs forget_gate=False: queries have no gates.")
-        if self.reads_near and (self.bias_distance or self.forget_gate or self.window or self.query_peers):
+        if self.reads_near and (
+            self.bias_distance or self.forget_gate or self.window or self.query_peers or self.across
+        ):
             raise UsageError(
-                "feed 'nearby' goes with plain softmax attention; leave bias_distance, forget_gate, window and query_peers "
-                "of config.model.mixer out."
+                "feed 'nearby' goes with plain softmax attention; leave bias_distance, forget_gate, window, query_peers "
+                "and across of config.model.mixer out."
             )
         if self.forget_gate:
             self.forget = nn.Dense(heads, dtype=jnp.float32, param_dtype=self.param_dtype)
@@ -222,13 +229,14 @@ class Softmax(nn.Module):
             new = dataclasses.replace(new, forgotten=new.forgotten + state.forgotten.min(axis=2, keepdims=True))
         if tokens.near is not None:
             return self._near(x, tokens, new, state)
+        across = self.across if state is None else None
         if state is None or self.window == 1:
             readable = new
         elif self.window:  # the ring still needs what this piece would overwrite
             readable, state = joined(state, new), state.append(new)
         else:
             readable = state = state.append(new)
-        return self.attend(x, tokens, readable), state
+        return self.attend(x, tokens, readable, across), state
 
     def entries(self, x: Array, tokens: Tokens) -> Cache:
         """What the remembered tokens of x [B, T, D] leave in a cache."""
@@ -263,8 +271,8 @@ class Softmax(nn.Module):
         """Queries [B, T, N, H], turned by where they are."""
         return self._turned(q, self._places(tokens)) if self.rope_base else q
 
-    def attend(self, x: Array, tokens: Tokens, readable: Cache) -> Array:
-        """What tokens x [B, T, D] read in a cache, [B, T, D]."""
+    def attend(self, x: Array, tokens: Tokens, readable: Cache, across: str | None = None) -> Array:
+        """What tokens x [B, T, D] read in a cache, [B, T, D]; across: see `step_attention`."""
         if not self.window and tokens.num_readable is not None:  # reading what is still empty takes as long
             readable = readable.first(tokens.num_readable)
         q = self.queries(x, tokens)
@@ -284,6 +292,7 @@ class Softmax(nn.Module):
             query_segment=tokens.segment,
             key_segment=None if tokens.segment is None else tokens.segment[:, : tokens.num_remembered],
             scale=self._scale,
+            across=across,
             implementation=self.implementation,
         )
         if peers:

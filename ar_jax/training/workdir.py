@@ -15,8 +15,9 @@ import ml_collections
 
 from ar_jax.config import UsageError
 
-# What may differ when a run is resumed: nothing here changes the parameters that come out, another mesh or remat by rounding alone.
-_FREE = ("mesh.", "model.remat.", "checkpoint.", "eval.", "sampling.") + tuple(
+# What may differ when a run is resumed: nothing here changes the parameters that come out, another mesh, another way across it
+# or another remat by rounding alone.
+_FREE = ("mesh.", "model.mixer.across.", "model.remat.", "checkpoint.", "eval.", "sampling.") + tuple(
     f"train.{key}." for key in ("log_every_steps", "max_skipped_steps", "stuck_seconds", "profile_steps")
 )
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from ar_jax.analysis.hlo import Program
-from ar_jax.config import get_config
+from ar_jax.config import UsageError, get_config
 from ar_jax.data import pipeline
+from ar_jax.kernels.step_attention import ROUTES
 from ar_jax.run import load_data
 from ar_jax.system import compiled as sampler
 from ar_jax.system import from_config
@@ -40,12 +41,13 @@ MESHES = {
     "fsdp and tensor": dict(fsdp=-1, tensor=2),
     "all": dict(data=1, fsdp=-1, sequence=2, tensor=2),
 }
+ACROSS = {f"across={name}": ("digits", {"kind": "softmax", "across": name}) for name in ROUTES}
 FAST = {("hybrid", "all"), ("softmax", "fsdp and tensor")}
 pytestmark = pytest.mark.skipif(DEVICES < 4, reason="needs 4 devices")
 
 
 def config_of(model: str, mesh: dict[str, int]) -> Any:
-    name, mixer = MODELS[model]
+    name, mixer = (MODELS | ACROSS)[model]
     config = get_config(CONFIGS / f"{name}.py:smoke")
     if mixer:
         config.model.mixer = mixer
@@ -87,6 +89,40 @@ def test_any_mesh_trains_like_one_device(model: str, mesh: str) -> None:
     assert losses[-1] != losses[0]
     for name, leaf in alone.items():
         np.testing.assert_allclose(params[name], leaf, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ACROSS)
+def test_whatever_way_a_sequence_takes_across_devices_trains_like_one_device(way: str) -> None:
+    losses, params = trained(way, "sequence", 20)
+    expected, alone = trained("softmax", "", 20)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    for name, leaf in alone.items():
+        np.testing.assert_allclose(params[name], leaf, atol=1e-5, err_msg=name)
+
+
+def test_the_way_across_devices_that_a_config_names_is_the_one_that_is_taken() -> None:
+    batch = {
+        name: jax.numpy.asarray(rows) for name, rows in next(pipeline.train_iterator(data_of("softmax"), 4, 0)).items()
+    }
+    exchanges = {}
+    for way in ACROSS:
+        system = from_config(config_of(way, MESHES["sequence"]), data_of(way))
+        params = jax.eval_shape(system.init, jax.random.key(0))
+        with jax.set_mesh(make_mesh(MESHES["sequence"])):
+            loss = jax.make_jaxpr(lambda p, s=system: s.loss(p, batch, jax.random.key(0), jax.numpy.float32(0))[0])
+            text = str(loss(params))
+        exchanges[way] = text.count("= ppermute["), text.count("= psum")
+    assert exchanges["across=zigzag"][0] > exchanges["across=ring"][0] > 0 == exchanges["across=tree"][0]
+    assert exchanges["across=tree"][1] > exchanges["across=gather"][1] == exchanges["across=ring"][1]
+    assert exchanges["across=gather"][0] == 0
+
+
+def test_a_way_across_devices_that_does_not_exist_is_named_before_anything_is_compiled() -> None:
+    config = config_of("across=ring", MESHES["sequence"])
+    config.model.mixer.across = "zigzig"
+    with pytest.raises(UsageError, match="config.model.mixer.across='zigzig' is unknown. Did you mean 'zigzag'"):
+        make_program(from_config(config, data_of("softmax")), config)
 
 
 def test_no_device_brings_a_sequence_together() -> None:

@@ -52,13 +52,17 @@ def test_another_config_is_refused_and_nothing_is_overwritten(tmp_path, key, val
         ("checkpoint.keep", 7),
         ("eval.batch_size", 7),
         ("sampling.temperature", 0.5),
+        ("model.mixer.across", "zigzag"),
     ],
 )
 def test_what_cannot_change_the_result_may_differ(tmp_path, key, value):
     use(tmp_path, make_config())
     config = make_config().to_dict()
-    section, last = key.split(".")
-    config.setdefault(section, {})[last] = value
+    *sections, last = key.split(".")
+    section = config
+    for name in sections:
+        section = section.setdefault(name, {})
+    section[last] = value
     use(tmp_path, config)
     assert read_config(tmp_path).to_dict() == config
 

@@ -22,6 +22,7 @@ from ar_jax.kernels.step_attention.tree import tree
 from ar_jax.kernels.step_attention.visibility import Visibility, visibility
 from ar_jax.kernels.step_attention.xla import backward as xla_backward
 from ar_jax.kernels.step_attention.xla import xla
+from ar_jax.kernels.step_attention.zigzag import zigzag
 
 __all__ = ["FORMS", "ROUTES", "Visibility", "merge", "step_attention", "visibility"]
 
@@ -33,7 +34,15 @@ BACKWARD = {
     pallas_gpu: pallas_gpu_backward.backward,
 }
 # Where sequences are cut over devices: the kinds of the axes of queries, and of keys, for `on_each_device`.
-ROUTES = {"ring": ("sequence", "sequence"), "tree": (None, "sequence"), "gather": ("sequence", None)}
+ROUTES = {
+    "ring": ("sequence", "sequence"),
+    "zigzag": ("sequence", "sequence"),
+    "tree": (None, "sequence"),
+    "gather": ("sequence", None),
+}
+LONG_PART = (
+    2048  # queries of a device, two of the TPU kernel's blocks: of fewer, halves share a block, and none is left out
+)
 
 
 def step_attention(
@@ -86,9 +95,11 @@ def step_attention(
       scale: 1 / sqrt(H) if None.
       return_lse: also return the log-sum-exp of the logits, sink included: what `merge` needs.
       across: how queries and keys come together where the mesh in use cuts sequences, a key of ROUTES: "ring" cuts both, and
-        keys travel round (arXiv:2310.01889); "tree" cuts the keys, and what each device has read is reduced
-        (arXiv:2408.04093); "gather" cuts the queries, and each device has all keys. None takes what sends the least: the
-        tree where queries are few, as in decoding, else the ring, and "gather" where there are fewer than devices.
+        keys travel round (arXiv:2310.01889); "zigzag" is the ring after each device has got an early and a late part, so
+        that none waits where later tokens read all earlier ones (arXiv:2407.21783); "tree" cuts the keys, and what each
+        device has read is reduced (arXiv:2408.04093); "gather" cuts the queries, and each device has all keys. None takes
+        the tree where queries are few, as in decoding, and "gather" where there are fewer than devices; else "zigzag" where
+        each device has LONG_PART queries and neither window, reach nor bias is given, and "ring" where not.
       implementation: a key of FORMS; None takes the platform's.
 
     Returns:
@@ -125,13 +136,14 @@ def step_attention(
     form = choose_form("step_attention", FORMS, implementation)
     numbers = {"scale": q.shape[3] ** -0.5 if scale is None else float(scale), "soft_cap": logit_soft_cap}
     arrays = {"q": q, "k": k, "v": v, "visible": visible, "bias": bias, "sinks": sinks}
-    route = _route(across, q, k)
+    route = _route(across, q, k, far=window is None and reach is None and bias is None)
     axis = sequence_axis() if route != "gather" else None
     if axis is None and form in (reference, xla):  # the compiler cuts these by itself
         out, lse = form(**arrays, **numbers)
     else:
         if axis is not None:
-            form = ring(form, BACKWARD[form], axis) if route == "ring" else tree(form, axis)
+            form = tree(form, axis) if route == "tree" else ring(form, BACKWARD[form], axis)
+            form = zigzag(form, axis) if route == "zigzag" else form
             arrays |= _filled_up(visible, bias, *ROUTES[route])
         axes = _axes(arrays, *ROUTES[route])
         out, lse = on_each_device(lambda own: form(**own, **numbers), arrays, axes, (axes["q"], axes["q"][:3]))
@@ -139,16 +151,21 @@ def step_attention(
     return (out, lse) if return_lse else out
 
 
-def _route(across: str | None, q: Array, k: Array) -> str:
-    """A key of ROUTES."""
+def _route(across: str | None, q: Array, k: Array, far: bool) -> str:
+    """A key of ROUTES; far: a query may read keys as far away as there are, and no bias as large as the logits is laid out."""
     (_, length, heads, _), (_, num_keys, shared, _) = q.shape, k.shape
     able = ["gather"]
     if sequence_axis(num_keys):
-        able = ["ring", "tree", "gather"] if sequence_axis(length) else ["tree", "gather"]
+        able = list(ROUTES) if sequence_axis(length) else ["tree", "gather"]
     if across is None:
         # What was read travels once as float32, keys and values travel once in theirs; the tree has queries to bring, too.
-        few = 2 * length * heads <= num_keys * shared
-        return "tree" if few and "tree" in able else able[0]
+        if "tree" in able and 2 * length * heads <= num_keys * shared:
+            return "tree"
+        # Whether the mask is causal is known only when it runs. If so, a zigzag saves up to half of the time; if not, it costs
+        # about one hop more.
+        axis = sequence_axis(length, num_keys)
+        long = axis and length >= LONG_PART * jax.sharding.get_abstract_mesh().shape[axis]
+        return "zigzag" if long and far else able[0]
     if across not in ROUTES:
         raise ValueError(
             f"step_attention has no across={across!r}.{nearest(across, ROUTES)} Known: {', '.join(ROUTES)}."
