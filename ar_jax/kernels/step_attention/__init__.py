@@ -40,9 +40,8 @@ ROUTES = {
     "tree": (None, "sequence"),
     "gather": ("sequence", None),
 }
-LONG_PART = (
-    2048  # queries of a device, two of the TPU kernel's blocks: of fewer, halves share a block, and none is left out
-)
+# Queries of a device, two of the TPU kernel's blocks: of fewer, halves share a block, and none is left out.
+LONG_PART = 2048
 
 
 def step_attention(
