@@ -30,8 +30,9 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ar_jax import run  # noqa: E402
-from ar_jax.evaluation import pictures, report  # noqa: E402
+from ar_jax.evaluation import pictures, reference, report, samples  # noqa: E402
 from ar_jax.evaluation.classifier import train_classifier  # noqa: E402
+from ar_jax.evaluation.features import read_features  # noqa: E402
 from ar_jax.run import Run  # noqa: E402
 from configs import digits  # noqa: E402
 from configs.tokenizers import vqgan  # noqa: E402
@@ -106,6 +107,21 @@ def data_of(name: str) -> dict[str, Any]:
     return dict(kind="npz", path=str(file))
 
 
+def reference_of(name: str, classifier: Path) -> Path:
+    """The statistics of all training images' features, computed once: samples are not compared with single images here."""
+    file = classifier / "reference.npz"
+    if not file.exists():
+        data = run.load_data({"seed": 0, "data": data_of(name), "optimizer": {}, "schedule": {}, "train": {}})
+        features = read_features("small", str(classifier), data)
+        found = reference.open_reference("train", data, features, True)()
+        assert found.spatial is not None
+        pool, spatial = found.pool, found.spatial
+        arrays = dict(mu=pool.mean, sigma=pool.covariance, mu_s=spatial.mean, sigma_s=spatial.covariance)
+        arrays[reference.FEATURES_SHA256] = np.asarray(features.sha256)
+        np.savez(file, **arrays)
+    return file
+
+
 def tokenizer_of(name: str, scales: bool, budget: Budget) -> dict[str, Any]:
     """`config.tokenizer`: pixels, or the directory of a tokenizer that is trained where it is missing."""
     if name == "digits":
@@ -130,8 +146,8 @@ def config_for(name: str, order: str, seed: int, budget: Budget, classifier: Pat
     config.tokenizer = tokenizer_of(name, order == SCALES, budget)
     config.model.update(BACKBONE)
     config.train.update(num_steps=budget.num_steps, log_every_steps=budget.num_steps)
-    samples = dict(num_samples=budget.num_samples, classifier=str(classifier), neighbors=0)
-    config.eval = dict(batch_size=BATCH, samples=samples)
+    drawn = dict(num_samples=budget.num_samples, classifier=str(classifier), neighbors=0)
+    config.eval = dict(batch_size=BATCH, samples=drawn | dict(reference=str(reference_of(name, classifier))))
     for section, values in ORDERS[order].items():
         config[section] = ConfigDict(values)
     return config
@@ -143,15 +159,16 @@ def measure(name: str, order: str, seed: int, budget: Budget, classifier: Path, 
     trained = run.train(config_for(name, order, seed, budget, classifier))
     assert isinstance(trained, Run)
     data = run.load_data(trained.config)
-    metrics = report.evaluate(trained, data, folder)
-    samples = metrics["samples"]
-    bits = next(value for key, value in metrics.items() if key.startswith("bits_per"))
+    prepared = samples.prepare(trained, data)
+    assert prepared is not None
+    found = samples.measure(prepared).metrics
+    bits = next(value for key, value in report.held_out(trained, data).items() if key.startswith("bits_per"))
     np.savez(folder / "pictures.npz", *pictures_of(trained))
     return {
         "bits": bits,
-        **{key: samples[key] for key in ("FID", "spatial_FID", "class_accuracy")},
-        "evaluations": metrics["network_evaluations_per_sample"],
-        "cache": samples["cache_bytes_per_image"] / 1024,
+        **{key: found[key] for key in ("FID", "spatial_FID", "class_accuracy")},
+        "evaluations": found["network_evaluations_per_image"],
+        "cache": found["cache_bytes_per_image"] / 1024,
         "seconds": time.monotonic() - start,
     }
 
