@@ -46,6 +46,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     config.model = dict(kind="decoder", embed_dim=size["embed_dim"], num_layers=size["num_layers"])
     config.model.update(gated=False, activation="gelu", target_positions=False)
     config.model.mixer = dict(kind="softmax", num_heads=4, rope_base=0.0)
+    config.posterior = config.model.copy_and_resolve_references()
     config.head = dict(kind="categorical", confidence="policy")
     config.objective = dict(kind="learned_order")
     config.optimizer = dict(kind="adamw", learning_rate=1e-3, b2=0.99, weight_decay=0.01, clip_norm=1.0)
