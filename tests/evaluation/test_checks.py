@@ -74,7 +74,8 @@ def test_a_learned_order_is_trained_and_measured_on_molecules_and_on_digits(
     config = ar_jax.get_config(CONFIG.with_name(f"lo_arm.py:{variant}"))
     config.train.num_steps = num_steps
     if variant == "digits":  # its own size takes minutes to evaluate
-        config.model.update(embed_dim=48, num_layers=2)
+        for network in (config.model, config.posterior):
+            network.update(embed_dim=48, num_layers=2)
     config.mesh = dict(data=1)
     run = ar_jax.train(config, tmp_path)
     runs.evaluate(run, tmp_path)

@@ -11,6 +11,7 @@ import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy import stats
 
@@ -122,6 +123,35 @@ def test_samples_follow_the_sum_over_all_orders_and_the_bound_is_below_it() -> N
     batch = {"tokens": jnp.broadcast_to(everything[1][None], (2000, length)), "label": jnp.full(2000, LABEL)}
     drawn = np.asarray(jax.jit(system.log_prob)(params, batch, jax.random.key(1)), np.float64)
     assert abs(drawn.mean() - bounds[1]) < 4 * drawn.std() / len(drawn) ** 0.5
+
+
+def test_the_order_that_pays_is_learned() -> None:
+    """Three equal bits, and a network that reads to the left only: whoever draws the leftmost one first pays for it alone.
+
+    Drawn evenly, the k-th from the left comes before all that it could read in one order of k, and then costs log 2. The start
+    is random: an order that means something else is unlearned first.
+    """
+    backwards = dict(kind="neighborhood", num_heads=2, kernel_size=3, causal_axes=True)
+    system = system_of("symmetric", model__mixer=backwards, model__num_layers=1, **OWN)
+    made = cases.tiny_params(system)
+    kept = {"tokenizer": made.pop("tokenizer")}
+    optimizer = optax.adam(1e-2)
+    bits = jnp.broadcast_to(jnp.arange(64, dtype=jnp.int32)[:, None] % 2, (64, 3))
+    batch = {"tokens": bits, "label": jnp.full(64, LABEL)}
+
+    def step(carry: Any, key: jax.Array) -> Any:
+        params, state = carry
+        gradient = jax.grad(lambda p: system.loss(p | kept, batch, key, jnp.float32(0))[0])(params)
+        updates, state = optimizer.update(gradient, state)
+        return (optax.apply_updates(params, updates), state), None
+
+    @jax.jit
+    def learned(keys: jax.Array) -> jax.Array:
+        (params, _), _ = jax.lax.scan(step, (made, optimizer.init(made)), keys)
+        return jax.vmap(lambda values: bound_of(system, params | kept, values))(bits[:2])
+
+    bound = float(learned(jax.random.split(jax.random.key(1), 300)).mean())
+    assert -1.1 * np.log(2) < bound < -np.log(2)  # evenly drawn at best -(1 + 1/2 + 1/3) log 2
 
 
 @pytest.mark.parametrize(
