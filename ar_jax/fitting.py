@@ -23,7 +23,7 @@ from ar_jax.orders.protocol import Order
 from ar_jax.tokenizers.protocol import Tokenizer
 
 SECTIONS = {
-    "seed", "data", "tokenizer", "order", "feed", "condition", "model", "refiner", "head", "objective",
+    "seed", "data", "tokenizer", "order", "feed", "condition", "model", "refiner", "posterior", "head", "objective",
     "optimizer", "schedule", "train", "checkpoint", "eval", "sampling", "mesh",
 }  # fmt: skip
 RANGES = {
@@ -127,6 +127,15 @@ def check_fit(feed: Feed, objective: Objective, generator: Generator | Cascade) 
             "feed 'recent' packs its steps behind one another, which this backbone does not keep apart; "
             "set config.model.kind='decoder'."
         )
+
+
+def check_posterior(feed: Feed, objective: Objective, posterior: Generator) -> None:
+    """A posterior is asked by an objective that has one, of networks that its feed fits."""
+    if not hasattr(objective, "posterior"):
+        raise UsageError(
+            "config.posterior is the network that draws the orders of config.objective.kind='learned_order'; leave it out."
+        )
+    check_fit(feed, objective, posterior)
 
 
 def check_joint(head: Head, objective: Objective, order: Order) -> None:

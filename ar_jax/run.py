@@ -184,7 +184,7 @@ def _trained_before(config: Mapping[str, Any]) -> Callable[[Any], Any] | None:
 
 def _same_model(config: Mapping[str, Any]) -> dict[str, Any]:
     """The sections that decide the parameters of a model."""
-    deciding = ("tokenizer", "order", "feed", "condition", "model", "refiner", "head", "objective")
+    deciding = ("tokenizer", "order", "feed", "condition", "model", "refiner", "posterior", "head", "objective")
     return {k: v for k, v in plain_values(config).items() if k in deciding}
 
 

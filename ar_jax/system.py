@@ -25,6 +25,7 @@ from ar_jax.fitting import (
     check_joint,
     check_objective,
     check_outputs,
+    check_posterior,
     check_range,
     check_sections,
     is_masked,
@@ -130,7 +131,7 @@ class System:
     """The parts of a config. Everything is a pure function of (params, inputs, key).
 
     Parameters are {"generator": the network's, "tokenizer": the tokenizer's}; the tokenizer's stay as they are while the
-    network is trained.
+    network is trained. A posterior with a network of its own has "posterior", too.
 
     Attributes:
       facts: what the data is.
@@ -322,6 +323,10 @@ def from_config(config: Mapping[str, Any], facts: Facts) -> System:
         raise UsageError("config.condition.kind='prompt' needs tokens that are fed by their numbers; use 'class' here.")
     if "refiner" in config:
         generator = _cascade(config, tokenizer, facts, position)
+    posterior = None
+    if "posterior" in config:
+        posterior = _network(config, "posterior", tokenizer, facts, position, tokens, perceived, fed | content)
+        check_posterior(feed, objective, posterior)
     check_fit(feed, objective, generator)
     check_outputs(feed, generator)
     check_objective(objective, tokenizer)
@@ -329,7 +334,7 @@ def from_config(config: Mapping[str, Any], facts: Facts) -> System:
     check_cascade(generator, objective)
     token_shape = () if tokenizer.vocab_size else (tokenizer.channels,)
     resample = tokenizer.resample if feed.resampled else None
-    model = Autoregressive(generator, order, feed, token_shape, resample, vectors)
+    model = Autoregressive(generator, order, feed, token_shape, resample, vectors, posterior)
     if order.told:
         raise UsageError("config.order.num_told is for sampling; set config.sampling.order.num_told instead.")
     if order.adaptive:
@@ -382,11 +387,26 @@ def _cascade(
     sizes = sizes * 2 if len(sizes) == 1 else sizes
     parts = []
     for section, drawn in zip(("model", "refiner"), sizes, strict=True):
-        embed_dim = dict(config[section]).get("embed_dim", 128)
-        kinds = {"vocab_size": drawn, "channels": 0, "embed_dim": embed_dim, "length": len(position)}
-        head, condition = _head(config, tokenizer, kinds), _condition(config.get("condition", {}), facts, embed_dim, {})
-        parts.append(build_generator(config[section], head, condition, position, sizes[0], channels=0, blank=False))
+        fed, kinds = {"vocab_size": sizes[0], "channels": 0, "blank": False}, {"vocab_size": drawn, "channels": 0}
+        parts.append(_network(config, section, tokenizer, facts, position, kinds, {}, fed))
     return Cascade(*parts)
+
+
+def _network(
+    config: Mapping[str, Any],
+    section: str,
+    tokenizer: Tokenizer,
+    facts: Facts,
+    position: tuple[tuple[int, ...], ...],
+    drawn: Mapping[str, int],
+    perceived: Mapping[str, int],
+    fed: Mapping[str, Any],
+) -> Generator:
+    """The network of one section, with a head, of what is `drawn`, and a conditioner of its own."""
+    embed_dim = dict(config[section]).get("embed_dim", 128)
+    head = _head(config, tokenizer, {**drawn, "embed_dim": embed_dim, "length": len(position)})
+    condition = _condition(config.get("condition", {}), facts, embed_dim, perceived)
+    return build_generator(config[section], head, condition, position, **fed)
 
 
 def _head(config: Mapping[str, Any], tokenizer: Tokenizer, kinds: Mapping[str, int]) -> Head:

@@ -39,6 +39,8 @@ class Autoregressive:
         place; None feeds the tokens.
       resample: for a resampled feed, the tokenizer's function of its parameters, values [B, L] and n slots: what is known
         at these slots before their step, [B, n, C].
+      posterior: a second network, for training only, that is fed as the first one is; see `LearnedOrder`. Its parameters are
+        "posterior".
     """
 
     generator: Generator | Cascade
@@ -47,6 +49,7 @@ class Autoregressive:
     token_shape: tuple[int, ...] = ()
     resample: Resample | None = None
     vectors: Callable[[Params, Array], Array] | None = None
+    posterior: Generator | None = None
 
     def init(self, key: Array) -> Params:
         """Fresh parameters of the network."""
@@ -59,7 +62,18 @@ class Autoregressive:
         merged = () if chunk.members is None else chunk.members.shape[1:]
         content = jnp.zeros((1, len(chunk), *merged, *self._content_shape), self._content_dtype)
         variables = self.generator.init(key, content, context, chunk, values, key, method="init_all")
-        return {"generator": variables["params"]}
+        params = {"generator": variables["params"]}
+        if self.posterior is None:
+            return params
+        beside = dataclasses.replace(self, generator=self.posterior, posterior=None)
+        return params | {"posterior": beside.init(jax.random.fold_in(key, 1))["generator"]}
+
+    def of_posterior(self, params: Params) -> tuple[Autoregressive, Params]:
+        """The posterior in the network's place, with its parameters; all as it is where one network is both."""
+        if self.posterior is None:
+            return self, params
+        beside = dataclasses.replace(self, generator=self.posterior, posterior=None)
+        return beside, params | {"generator": params["posterior"]}
 
     @property
     def num_prefix(self) -> int:

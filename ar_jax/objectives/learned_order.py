@@ -25,10 +25,11 @@ class LearnedOrder:
 
     log p(x) >= E_q(z|x) sum_i log p(x_z_i | x_z<i) + log p(z_i | x_z<i) - log q(z_i | z_<i, x)
 
-    Policy p and variational posterior q are two more logits of each token, of one network (`Categorical.confidence` =
-    "policy"): of the blanks, where some tokens are known, and of the tokens, where all are. q is a Plackett-Luce distribution:
-    the softmax of these logits over what is left. Of the L steps one is drawn, i, and several orders z_<i before it. Given
-    them step i is summed up over all its outcomes,
+    Policy p and variational posterior q are two more logits of each token (`Categorical.confidence` = "policy"): of the
+    blanks, where some tokens are known, and of the tokens, where all are. q has a network of its own, `config.posterior`,
+    which sampling does without (of its head no other logit is asked for); left out, one network is both, and what the draws
+    add to the gradient disturbs it. q is a Plackett-Luce distribution: the softmax of its logits over what is left. Of the
+    L steps one is drawn, i, and several orders z_<i before it. Given them step i is summed up over all its outcomes,
 
     F(z_<i) = sum_k q(k | z_<i, x) (log p(x_k | x_z<i) + log p(k | x_z<i) - log q(k | z_<i, x)),
 
@@ -115,6 +116,7 @@ class LearnedOrder:
         length = model.order.length
         slots = jnp.broadcast_to(jnp.arange(length)[None], context.slots.shape)
         whole = masked_chunk(length, model.num_prefix, jnp.full(len(values), length))
+        model, params = model.of_posterior(params)
         hidden, _ = model.read(
             params, values, dataclasses.replace(context, slots=slots), whole, dropout_key=dropout_key
         )

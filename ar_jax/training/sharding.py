@@ -39,7 +39,8 @@ RULES: tuple[Rule, ...] = (
     # Norms, biases, and what a part keeps beside its products.
     (r"/(scale|bias|offset|modulation_bias)$", ()),
     (r"(mixer|mixer_gate|mlp_gate)/([^/]+/)*[^/]+$", LONGEST),
-    (r"^params/generator/((first|second)/)?[^/]+(/[^/]+)?$", LONGEST),  # tokens, positions and classes that are learned
+    # Tokens, positions and classes that are learned.
+    (r"^params/(generator|posterior)/((first|second)/)?[^/]+(/[^/]+)?$", LONGEST),
     (r"^params/(tokenizer|discriminator|perceptual|gate|classifier|agent|batch_stats)/", LONGEST),
 )
 

@@ -11,6 +11,7 @@ import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy import stats
 
@@ -28,12 +29,13 @@ LEARNED = {
     "sampling": dict(order=dict(kind="random", adaptive=True)),
     "condition__guidance_dropout_rate": 0.0,
 }
+OWN = {"posterior": dict(num_layers=1, embed_dim=12, mlp_dim=16, mixer=dict(kind="softmax", num_heads=2))}
 LABEL, REJECT = 1, 1e-3  # the seeds are fixed, so a test that passes once passes always
 
 
-def system_of(tokenizer: str) -> System:
+def system_of(tokenizer: str, **changes: Any) -> System:
     """Images of four pixels, or graphs of two nodes and the edge between them, of two levels."""
-    return cases.tiny.__wrapped__(side=2, levels=2, tokenizer=dict(kind=tokenizer), **LEARNED)
+    return cases.tiny.__wrapped__(side=2, levels=2, tokenizer=dict(kind=tokenizer), **LEARNED | changes)
 
 
 def contexts(orders: np.ndarray) -> Context:
@@ -64,34 +66,30 @@ def bound_of(system: System, params: Any, values: jax.Array) -> jax.Array:
     return (jnp.exp(log_q) * (joint - log_q)).sum()
 
 
-def test_the_loss_and_its_gradient_are_right_on_average() -> None:
+@pytest.mark.parametrize("network", [{}, OWN], ids=["one network", "a posterior of its own"])
+def test_the_loss_and_its_gradient_are_right_on_average(network: dict[str, Any]) -> None:
     """Of one step and two drawn orders, on graphs; what REINFORCE leaves of the noise is measured, not assumed."""
-    system = system_of("symmetric")
+    system = system_of("symmetric", **network)
     params, length = cases.tiny_params(system), system.model.order.length
     values = jnp.arange(length, dtype=jnp.int32) % 2
     batch = {"tokens": jnp.broadcast_to(values[None], (256, length)), "label": jnp.full(256, LABEL)}
 
-    def of_generator(loss: Any) -> Any:
-        return jax.value_and_grad(lambda generator: loss(params | {"generator": generator}))
-
-    @jax.jit
-    def exact(generator: Any) -> Any:
-        return of_generator(lambda params: -bound_of(system, params, values) / length)(generator)
-
-    @jax.jit
-    def drawn(generator: Any, key: jax.Array) -> Any:
-        return of_generator(lambda params: system.loss(params, batch, key, jnp.float32(0))[0])(generator)
-
-    expected = exact(params["generator"])
-    rounds = [drawn(params["generator"], jax.random.key(seed)) for seed in range(30)]
+    exact = jax.jit(jax.value_and_grad(lambda params: -bound_of(system, params, values) / length))
+    drawn = jax.jit(jax.value_and_grad(lambda params, key: system.loss(params, batch, key, jnp.float32(0))[0]))
+    expected = exact(params)
+    rounds = [drawn(params, jax.random.key(seed)) for seed in range(30)]
     flat = functools.partial(jnp.concatenate, axis=0)
     means = np.stack([flat([jnp.ravel(a) for a in jax.tree.leaves(one)]) for one in rounds]).astype(np.float64)
     error = means.std(axis=0, ddof=1) / len(means) ** 0.5
     wanted = np.asarray(flat([jnp.ravel(a) for a in jax.tree.leaves(expected)]), np.float64)
     assert (np.abs(means.mean(axis=0) - wanted) < 6 * error + 1e-5).all()  # thousands of numbers, 29 degrees of freedom
     assert (np.abs(wanted) > 20 * error).mean() > 0.3  # most of which are known well
-    posterior = np.asarray(expected[1]["head"]["order"]["kernel"])[:, 1]
-    assert np.abs(posterior).max() > 1e-3
+    policy, posterior = (
+        np.asarray(expected[1][part]["head"]["order"]["kernel"])
+        for part in ("generator", "posterior" if network else "generator")
+    )
+    assert np.abs(policy[:, 0]).max() > 1e-3 and np.abs(posterior[:, 1]).max() > 1e-3
+    assert not network or not policy[:, 1].any()  # the draws leave the network that samples alone
 
 
 def test_samples_follow_the_sum_over_all_orders_and_the_bound_is_below_it() -> None:
@@ -127,6 +125,35 @@ def test_samples_follow_the_sum_over_all_orders_and_the_bound_is_below_it() -> N
     assert abs(drawn.mean() - bounds[1]) < 4 * drawn.std() / len(drawn) ** 0.5
 
 
+def test_the_order_that_pays_is_learned() -> None:
+    """Three equal bits, and a network that reads to the left only: whoever draws the leftmost one first pays for it alone.
+
+    Drawn evenly, the k-th from the left comes before all that it could read in one order of k, and then costs log 2. The start
+    is random: an order that means something else is unlearned first.
+    """
+    backwards = dict(kind="neighborhood", num_heads=2, kernel_size=3, causal_axes=True)
+    system = system_of("symmetric", model__mixer=backwards, model__num_layers=1, **OWN)
+    made = cases.tiny_params(system)
+    kept = {"tokenizer": made.pop("tokenizer")}
+    optimizer = optax.adam(1e-2)
+    bits = jnp.broadcast_to(jnp.arange(64, dtype=jnp.int32)[:, None] % 2, (64, 3))
+    batch = {"tokens": bits, "label": jnp.full(64, LABEL)}
+
+    def step(carry: Any, key: jax.Array) -> Any:
+        params, state = carry
+        gradient = jax.grad(lambda p: system.loss(p | kept, batch, key, jnp.float32(0))[0])(params)
+        updates, state = optimizer.update(gradient, state)
+        return (optax.apply_updates(params, updates), state), None
+
+    @jax.jit
+    def learned(keys: jax.Array) -> jax.Array:
+        (params, _), _ = jax.lax.scan(step, (made, optimizer.init(made)), keys)
+        return jax.vmap(lambda values: bound_of(system, params | kept, values))(bits[:2])
+
+    bound = float(learned(jax.random.split(jax.random.key(1), 300)).mean())
+    assert -1.1 * np.log(2) < bound < -np.log(2)  # evenly drawn at best -(1 + 1/2 + 1/3) log 2
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -134,6 +161,8 @@ def test_samples_follow_the_sum_over_all_orders_and_the_bound_is_below_it() -> N
         (dict(order="random, in sets"), "set config.order.kind='random' without num_steps"),
         (dict(head=dict(kind="categorical")), "set config.head.confidence='policy'"),
         (dict(objective=dict(kind="learned_order", num_orders=1)), "num_orders=1 must be at least 2"),
+        (OWN | dict(objective=dict(kind="masked")), "config.posterior is the network that draws the orders"),
+        (dict(posterior=dict(mixer=dict(kind="linear"))), "mixer 'linear' reads earlier tokens only"),
     ],
 )
 def test_what_does_not_fit_is_told(changes: dict[str, Any], told: str) -> None:
