@@ -57,6 +57,7 @@ def environment(plugin: Path, dump: str) -> dict[str, str]:
     flags = [
         f"--xla_gpu_cuda_data_dir={plugin / 'nvidia' / 'cuda_nvcc'}",
         "--xla_gpu_autotune_level=0",  # there is nothing to try things on
+        "--xla_gpu_enable_triton_gemm=false",  # products around the kernels: not asked about, and slow to compile
         f"--xla_dump_to={dump}",
         "--xla_dump_emitter_re=triton-to-llvm",
     ]
