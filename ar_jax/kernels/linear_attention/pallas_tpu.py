@@ -50,6 +50,8 @@ def pallas_tpu(
     width = v.shape[3]
     dim, padded_width = lane_size(q.shape[3]), lane_size(width)
     chunk = chunk_size or min(CHUNK, max(16, 1 << (length - 1).bit_length()))
+    if log_decay is not None and log_decay.ndim == 4:
+        chunk = max(chunk, pallas_tpu_channel.SUBLANES)
     pad = -length % chunk
     decay = jnp.zeros(heads, jnp.float32) if log_decay is None else log_decay
     dtype = jnp.result_type(q, k, v)

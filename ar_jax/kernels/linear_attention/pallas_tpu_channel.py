@@ -8,6 +8,10 @@ split at the border. At each such level a row is either a reader or a writer, so
 and X X^T holds what the level adds to the scores, once as it is and once turned. Decays of a level are products of those of
 the level before: no exponent is positive, and no sum is the difference of two. Memories are turned here, [E, H], so that
 channels lie in lanes as they do in q and k.
+
+Forward, tokens are dealt out on their way in: a chunk is eight blocks, and row b of tile r holds token r of block b. Levels
+inside of blocks then pair whole tiles, and levels between blocks pair the rows of every tile alike. No order of tokens matters
+to products of matrices, so they are put back into their own only on their way out.
 """
 
 from __future__ import annotations
@@ -22,11 +26,20 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from ar_jax.kernels.dispatch import interpreted
-from ar_jax.kernels.linear_attention.pallas_tpu_blocks import COMPILER, dot, memories, memory, places, slices, tokens
+from ar_jax.kernels.linear_attention.pallas_tpu_blocks import (
+    COMPILER,
+    LANES,
+    dot,
+    memories,
+    memory,
+    places,
+    slices,
+    tokens,
+)
 from ar_jax.kernels.linear_attention.pallas_tpu_decay import Sizes
 
 SUBLANES = 8
-TOGETHER = 2  # heads whose steps alternate: more would not fit into the registers
+TOGETHER = 4  # heads whose steps alternate
 
 
 def forward(
@@ -49,6 +62,7 @@ def forward(
         out_specs=[values, states] + [kept[0]] * keep,
         out_shape=[jax.ShapeDtypeStruct(v.shape, v.dtype), jax.ShapeDtypeStruct(state.shape, jnp.float32)]
         + [kept[1]] * keep,
+        scratch_shapes=[pltpu.VMEM((group, 5, chunk + SUBLANES, max(LANES, dim, width)), jnp.float32)],
         compiler_params=COMPILER,
         interpret=interpreted(),
         name="linear_attention_channel_forward",
@@ -57,36 +71,130 @@ def forward(
 
 
 def _forward_kernel(q, k, v, decay, start, *rest, sizes):
-    """A chunk of a few heads. `rest`: the bonus if there is one, and outputs; the memory is carried in `after`."""
+    """A chunk of a few heads. `rest`: the bonus if there is one, outputs, and room to deal; memories are carried in `after`.
+
+    Heads take each step in turns: the matrix units wait for their operands, and those of another head are ready.
+    """
     bonus, rest = (rest[0], rest[1:]) if sizes.strict else (None, rest)
-    out, after, *before = rest
+    out, after, *before, room = rest
 
     @pl.when(pl.program_id(2) == 0)
     def _() -> None:
         after[...] = start[...]
 
-    f32, dtype = jnp.float32, q.dtype
-    row, column = places((sizes.chunk, sizes.chunk))
-    level = jnp.where(row > column, _levels(sizes.chunk), -1)
-    heads = range(sizes.group)
+    dtype, heads = q.dtype, range(sizes.group)
     of_key, of_value = (slices(sizes.group, size) for size in (sizes.dim, sizes.width))
-    query, key, value = ([x[0, :, of] for of in each] for x, each in ((q, of_key), (k, of_key), (v, of_value)))
-    own = [query[n] if bonus is None else query[n].astype(f32) * bonus[:, of_key[n]] for n in heads]
     for some in [heads[n : n + TOGETHER] for n in range(0, sizes.group, TOGETHER)]:
-        decays = {n: _decays(decay[0, :, of_key[n]], sizes.strict) for n in some}
-        scores = {n: jnp.where(row == column, dot(own[n], key[n], dtype, (1, 1)), 0.0) for n in some}
-        for i in range(sizes.chunk.bit_length() - 1):
+        query, key, value, log_decay = (
+            {n: _dealt(x[0, :, of[n]], room.at[n, i]) for n in some}
+            for i, (x, of) in enumerate([(q, of_key), (k, of_key), (v, of_value), (decay, of_key)])
+        )
+        inside = {n: _decays_inside(log_decay[n], sizes.strict) for n in some}
+        between = {n: _decays(inside[n][3], strict=True) for n in some}
+        scores = {n: jnp.zeros((len(key[n]), SUBLANES, sizes.chunk), jnp.float32) for n in some}
+        for i in range(len(inside[some[0]][0])):
             for n in some:
-                both = decays[n][0][i] * _chosen(key[n].astype(f32), query[n].astype(f32), i)
-                scores[n] = _with_level(scores[n], both, level, i, dtype)
+                scores[n] = _with_level_inside(scores[n], inside[n][0][i] * _paired(key[n], query[n], i), i, dtype)
+        reader = {n: inside[n][1] * query[n] for n in some}
+        writer = {n: inside[n][2] * key[n] for n in some}
+        block, column = places((SUBLANES, sizes.chunk))
+        column %= SUBLANES  # the writer's block: every tile of scores is masked alike
+        scores = {n: jnp.where((block == column)[None], scores[n], 0.0) for n in some}
+        for i in range(SUBLANES.bit_length() - 1):
+            meet = (block ^ column) >> i == 1
+            for n in some:
+                late = _of_tile(block[:, :1] >> i & 1 == 1, reader[n].shape)
+                both = between[n][0][i][None] * jnp.where(late, reader[n], writer[n])
+                found = _product(both, both, dtype)
+                scores[n] = jnp.where(_of_tile(meet & (block > column), found.shape), found, scores[n])
         for n in some:
-            from_start, to_end, whole = decays[n][1:]
+            from_start, to_end, whole = (x[None] for x in between[n][1:])
             state = after[0, n]
             for ref in before:
                 ref[0, 0, n] = state.astype(dtype)
-            read = dot(scores[n], value[n], dtype) + dot(from_start * query[n].astype(f32), state, dtype, (1, 1))
-            out[0, :, of_value[n]] = read.astype(dtype)
-            after[0, n] = whole * state + dot(value[n], to_end * key[n].astype(f32), dtype, (0, 0))
+            own = query[n] * key[n] if bonus is None else query[n] * key[n] * bonus[:, of_key[n]][None]
+            read = dot(_flat(scores[n]), _flat(value[n]), dtype)
+            read += dot(_flat(from_start * reader[n]), state, dtype, (1, 1))
+            read += _flat(own.sum(axis=2, keepdims=True) * value[n])
+            out[0, :, of_value[n]] = _collected(read, room.at[n, 4]).astype(dtype)
+            after[0, n] = whole[0] * state + dot(_flat(value[n]), _flat(to_end * writer[n]), dtype, (0, 0))
+
+
+def _dealt(x: Array, room: Any) -> Array:
+    """[C, H] -> [C / 8, 8, H] in float32: row b of tile r is token r of block b. `room` is [C + 8, H] at least.
+
+    Blocks lie one row further apart than they are long, for rows 16 apart would have to be loaded one after another.
+    """
+    tiles, lanes = x.shape[0] // SUBLANES, x.shape[1]
+    for b in range(SUBLANES):
+        room[pl.ds(b * (tiles + 1), tiles), :lanes] = x[b * tiles : (b + 1) * tiles].astype(jnp.float32)
+    return jnp.stack([room[pl.ds(r, SUBLANES, stride=tiles + 1), :][:, :lanes] for r in range(tiles)])
+
+
+def _collected(x: Array, room: Any) -> Array:
+    """[C, H], the rows of dealt tiles -> [C, H], tokens in their order."""
+    tiles, lanes = x.shape[0] // SUBLANES, x.shape[1]
+    for r in range(tiles):
+        room[pl.ds(r, SUBLANES, stride=tiles + 1), :lanes] = x[r * SUBLANES : (r + 1) * SUBLANES]
+    return jnp.concatenate([room[pl.ds(b * (tiles + 1), tiles), :lanes] for b in range(SUBLANES)])
+
+
+def _flat(tiles: Array) -> Array:
+    return tiles.reshape(-1, tiles.shape[-1])
+
+
+def _of_tile(mask: Array, shape: tuple[int, ...]) -> Array:
+    """The mask of one tile for all."""
+    return jnp.broadcast_to(mask[None], shape)
+
+
+def _product(x: Array, y: Array, dtype: Any) -> Array:
+    """Scores [., 8, C] between dealt tokens [., 8, H] and [C / 8, 8, H]."""
+    return dot(_flat(x), _flat(y), dtype, (1, 1)).reshape(-1, SUBLANES, len(y) * SUBLANES)
+
+
+def _runs(x: Array, i: int) -> tuple[Array, Array]:
+    """Tiles of the earlier and of the later of each pair of runs of 2^i tokens: [pairs, 2^i, 8, .] each."""
+    pairs = x.reshape(-1, 2, 1 << i, *x.shape[1:])
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _paired(early: Array, late: Array, i: int) -> Array:
+    """Tiles of earlier runs from one array, and of later runs from the other."""
+    return _joined_runs(_runs(early, i)[0], _runs(late, i)[1])
+
+
+def _joined_runs(early: Array, late: Array) -> Array:
+    """What `_runs` took apart."""
+    return jnp.stack([early, late], axis=1).reshape(-1, *early.shape[2:])
+
+
+def _with_level_inside(scores: Array, both: Array, i: int, dtype: Any) -> Array:
+    """Scores, and what later runs read of earlier ones of the same block at level i, where X is `both`.
+
+    Only readers are rows of the product. It also fills what levels above will fill anew, and what other blocks wrote.
+    """
+    (_, readers), (kept, before) = (_runs(x, i) for x in (both, scores))
+    found = _product(readers.reshape(-1, *both.shape[1:]), both, dtype).reshape(before.shape)
+    pair, column = (jax.lax.broadcasted_iota(jnp.int32, before.shape, axis) for axis in (0, 3))
+    return _joined_runs(kept, jnp.where(column < (2 * pair + 1) * (SUBLANES << i), found, before))
+
+
+def _decays_inside(log_decay: Array, strict: bool) -> tuple[list[Array], Array, Array, Array]:
+    """Decays of dealt tokens inside of their blocks.
+
+    Returns: of each level; from a block's start to where tokens read; from after tokens to its end; over each block, [8, H].
+    """
+    total, after = jnp.exp(log_decay), jnp.ones_like(log_decay)
+    before = after if strict else total
+    decays = []
+    for i in range(len(log_decay).bit_length() - 1):
+        early, late = _runs(total, 0)  # one tile for each run
+        decays.append(_paired(after, before, i))
+        before = _joined_runs(_runs(before, i)[0], early * _runs(before, i)[1])
+        after = _joined_runs(late * _runs(after, i)[0], _runs(after, i)[1])
+        total = (early * late)[:, 0]
+    return decays, before, after, total[0]
 
 
 def backward(
@@ -159,7 +267,7 @@ def _backward_kernel(q, k, v, decay, before, dout, dfinal, *rest, sizes, names):
         query, key, value, dread = q[0, :, of_key], k[0, :, of_key], v[0, :, of_value], dout[0, :, of_value]
         query32, key32 = query.astype(f32), key.astype(f32)
         state, dafter = before[0, 0, n], outs["state"][0, n]
-        decays, from_start, to_end, whole = _decays(decay[0, :, of_key], sizes.strict)
+        decays, from_start, to_end, whole = _decays(jnp.exp(decay[0, :, of_key]), sizes.strict)
 
         own = query if bonus is None else query32 * bonus[:, of_key]
         down, turned = dot(dread, value, dtype, (1, 1)), dot(value, dread, dtype, (1, 1))
@@ -203,26 +311,15 @@ def _levels(chunk: int) -> Array:
     return sum(((apart >= 1 << i).astype(jnp.int32) for i in range(chunk.bit_length() - 1)), jnp.full_like(row, -1))
 
 
-def _with_level(scores: Array, both: Array, level: Array, i: int, dtype: Any) -> Array:
-    """Scores, and what later blocks read of earlier ones at level i, where X is `both`.
+def _decays(total: Array, strict: bool) -> tuple[list[Array], Array, Array, Array]:
+    """From each token's decay, those [C, H] of each level, from the start to where tokens read, from after tokens to the end.
 
-    From whole registers on only readers are rows of the product. It also fills what levels above will fill anew.
+    The last of what is returned is the decay over all, [1, H].
     """
-    size, low = 1 << i, both.astype(dtype)
-    if size < SUBLANES:
-        return jnp.where(level == i, dot(low, low, dtype, (1, 1)), scores)
-    (_, readers), (kept, before) = (_halves(x, size) for x in (both, scores))
-    row, column = places((before.shape[0], before.shape[1]))
-    found = jnp.where(column < (2 * (row >> i) + 1) * size, dot(readers, low, dtype, (1, 1)), before)
-    return _joined(kept, found, size)
-
-
-def _decays(log_decay: Array, strict: bool) -> tuple[list[Array], Array, Array, Array]:
-    """Decays [C, H]: of each level, from the start to where tokens read, from after tokens to the end; and over all, [1, H]."""
-    total, after = jnp.exp(log_decay), jnp.ones_like(log_decay)
+    after = jnp.ones_like(total)
     before = after if strict else total
     decays = []
-    for i in range(log_decay.shape[0].bit_length() - 1):
+    for i in range(len(total).bit_length() - 1):
         of_level, other = _chosen(after, before, i), _exchanged(total, i)
         decays.append(of_level)
         further = of_level * other
