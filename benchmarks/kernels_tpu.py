@@ -275,7 +275,7 @@ def main() -> None:
         for chip in options.chip:
             if options.cycles:
                 found = cycles_of(case, chip)
-                own = {name: n for name, n in found.items() if name.startswith(case.kernel.split(",")[0])}
+                own = {name: n for name, n in found.items() if case.kernel.split(",")[0] in name}
                 kernels, around = sum(own.values()), sum(found.values()) - sum(own.values())
                 bound = traffic(case) / CHIPS[chip][1]
                 ratio = f"{kernels / bound:.2f}" if case.direction != "backward" else ""

@@ -103,6 +103,12 @@ def test_each_decay_over_several_chunks(implementation: str, decay: str, bonus: 
     check(inputs((1, 37, 2, 4, 3), decay, bonus, dtype=dtype), dtype, implementation, 16)
 
 
+@pytest.mark.parametrize(("decay", "bonus"), [("channel", False), ("strong", True)])
+def test_decays_per_channel_over_whole_tiles_of_a_tpu(decay: str, bonus: bool) -> None:
+    """A chunk of 128 and a piece of another: blocks of sixteen tokens, with all levels inside of them and between them."""
+    check(inputs((1, 150, 1, 4, 3), decay, bonus), "float32", "pallas_tpu", None)
+
+
 @pytest.mark.parametrize("decay", ["head", "channel"])
 def test_a_tpu_program_takes_some_of_the_heads(decay: str) -> None:
     """Six heads of 64 channels, two in 128 lanes, are three programs of two."""

@@ -9,9 +9,13 @@ and X X^T holds what the level adds to the scores, once as it is and once turned
 the level before: no exponent is positive, and no sum is the difference of two. Memories are turned here, [E, H], so that
 channels lie in lanes as they do in q and k.
 
-Forward, tokens are dealt out on their way in: a chunk is eight blocks, and row b of tile r holds token r of block b. Levels
-inside of blocks then pair whole tiles, and levels between blocks pair the rows of every tile alike. No order of tokens matters
-to products of matrices, so they are put back into their own only on their way out.
+Tokens are dealt out on their way in: a chunk is eight blocks, and row b of tile r holds token r of block b. Levels inside of
+blocks then pair whole tiles, and levels between blocks pair the rows of every tile alike, with decays of one tile. No order of
+tokens matters to products of matrices, so they are put back into their own only on their way out.
+
+Backward, what was read through a decay is its gradient, by its logarithm: q dq summed over those who read through it, or k dk
+over those who wrote. Inside of blocks levels are undone from the longest to the shortest: dq and dk then hold what crossed the
+borders further up, and no level's own part has to be kept.
 """
 
 from __future__ import annotations
@@ -90,7 +94,7 @@ def _forward_kernel(q, k, v, decay, start, *rest, sizes):
             for i, (x, of) in enumerate([(q, of_key), (k, of_key), (v, of_value), (decay, of_key)])
         )
         inside = {n: _decays_inside(log_decay[n], sizes.strict) for n in some}
-        between = {n: _decays(inside[n][3], strict=True) for n in some}
+        between = {n: _decays_between(inside[n][3]) for n in some}
         scores = {n: jnp.zeros((len(key[n]), SUBLANES, sizes.chunk), jnp.float32) for n in some}
         for i in range(len(inside[some[0]][0])):
             for n in some:
@@ -143,6 +147,10 @@ def _flat(tiles: Array) -> Array:
     return tiles.reshape(-1, tiles.shape[-1])
 
 
+def _tiles(flat: Array) -> Array:
+    return flat.reshape(-1, SUBLANES, flat.shape[-1])
+
+
 def _of_tile(mask: Array, shape: tuple[int, ...]) -> Array:
     """The mask of one tile for all."""
     return jnp.broadcast_to(mask[None], shape)
@@ -150,7 +158,7 @@ def _of_tile(mask: Array, shape: tuple[int, ...]) -> Array:
 
 def _product(x: Array, y: Array, dtype: Any) -> Array:
     """Scores [., 8, C] between dealt tokens [., 8, H] and [C / 8, 8, H]."""
-    return dot(_flat(x), _flat(y), dtype, (1, 1)).reshape(-1, SUBLANES, len(y) * SUBLANES)
+    return _tiles(dot(_flat(x), _flat(y), dtype, (1, 1)))
 
 
 def _runs(x: Array, i: int) -> tuple[Array, Array]:
@@ -169,15 +177,17 @@ def _joined_runs(early: Array, late: Array) -> Array:
     return jnp.stack([early, late], axis=1).reshape(-1, *early.shape[2:])
 
 
-def _with_level_inside(scores: Array, both: Array, i: int, dtype: Any) -> Array:
-    """Scores, and what later runs read of earlier ones of the same block at level i, where X is `both`.
+def _with_level_inside(scores: Array, both: Array, i: int, dtype: Any, *, turned: bool = False) -> Array:
+    """Scores, and what later runs read of earlier ones at level i, where X is `both`; of any two blocks.
 
-    Only readers are rows of the product. It also fills what levels above will fill anew, and what other blocks wrote.
+    Rows are readers or, turned, writers, and only the rows of those that have a part in this level are in the product.
     """
-    (_, readers), (kept, before) = (_runs(x, i) for x in (both, scores))
-    found = _product(readers.reshape(-1, *both.shape[1:]), both, dtype).reshape(before.shape)
-    pair, column = (jax.lax.broadcasted_iota(jnp.int32, before.shape, axis) for axis in (0, 3))
-    return _joined_runs(kept, jnp.where(column < (2 * pair + 1) * (SUBLANES << i), found, before))
+    rows, before = (_runs(x, i) for x in (both, scores))
+    found = _product(rows[not turned].reshape(-1, *both.shape[1:]), both, dtype).reshape(before[0].shape)
+    pair, column = (jax.lax.broadcasted_iota(jnp.int32, found.shape, axis) for axis in (0, 3))
+    met = column // (SUBLANES << i) == (2 * pair + 1 if turned else 2 * pair)
+    found = jnp.where(met, found, before[not turned])
+    return _joined_runs(found, before[1]) if turned else _joined_runs(before[0], found)
 
 
 def _decays_inside(log_decay: Array, strict: bool) -> tuple[list[Array], Array, Array, Array]:
@@ -235,6 +245,7 @@ def backward(
         + [pl.BlockSpec((1, group * dim), lambda b, n, t: (0, n)) for _ in bonuses],
         out_specs=[spec for spec, _ in outs.values()],
         out_shape=[shape for _, shape in outs.values()],
+        scratch_shapes=[pltpu.VMEM((9, chunk + SUBLANES, max(LANES, dim, width)), jnp.float32)],
         compiler_params=COMPILER,
         interpret=interpreted(),
         name="linear_attention_channel_backward",
@@ -245,12 +256,12 @@ def backward(
 
 
 def _backward_kernel(q, k, v, decay, before, dout, dfinal, *rest, sizes, names):
-    """A chunk of a few heads. `rest`: the bonus if there is one, and outputs by name.
+    """A chunk of a few heads. `rest`: the bonus if there is one, outputs by name, and room to deal.
 
     The gradient of the memory is carried in the output "state".
     """
     bonus, rest = (rest[0], rest[1:]) if sizes.strict else (None, rest)
-    outs = dict(zip(names, rest, strict=True))
+    outs, room = dict(zip(names, rest[:-1], strict=True)), rest[-1]
 
     @pl.when(pl.program_id(2) == 0)
     def _() -> None:
@@ -258,68 +269,87 @@ def _backward_kernel(q, k, v, decay, before, dout, dfinal, *rest, sizes, names):
         if bonus is not None:
             outs["bonus"][...] = jnp.zeros_like(outs["bonus"])
 
-    f32, dtype = jnp.float32, q.dtype
-    level = _levels(sizes.chunk)
-    row, column = places((sizes.chunk, sizes.chunk))
-    for n, (of_key, of_value) in enumerate(
-        zip(slices(sizes.group, sizes.dim), slices(sizes.group, sizes.width), strict=True)
-    ):
-        query, key, value, dread = q[0, :, of_key], k[0, :, of_key], v[0, :, of_value], dout[0, :, of_value]
-        query32, key32 = query.astype(f32), key.astype(f32)
+    dtype = q.dtype
+    block, column = places((SUBLANES, sizes.chunk))
+    tile, other = column // SUBLANES, column % SUBLANES  # of writers
+    of_key, of_value = (slices(sizes.group, size) for size in (sizes.dim, sizes.width))
+    for n in range(sizes.group):
+        query, key, value, dread, log_decay = (
+            _dealt(x[0, :, of[n]], room.at[i])
+            for i, (x, of) in enumerate([(q, of_key), (k, of_key), (v, of_value), (dout, of_value), (decay, of_key)])
+        )
+        inside, to_read, to_border, total = _decays_inside(log_decay, sizes.strict)
+        between, from_start, to_end, whole = _decays_between(total)
+        reader, writer = to_read * query, to_border * key
+
+        down, turned = _product(dread, value, dtype), _product(value, dread, dtype)
+        number = jax.lax.broadcasted_iota(jnp.int32, down.shape, 0)
+        same, later = (_of_tile(mask, down.shape) for mask in (block == other, block > other))
+        # Both halves: rows are readers of earlier tokens, and writers for later ones.
+        dscores = jnp.where(later | same & (number > tile[None]), down, turned)
+
+        # The memory before the chunk, and the one after it.
         state, dafter = before[0, 0, n], outs["state"][0, n]
-        decays, from_start, to_end, whole = _decays(jnp.exp(decay[0, :, of_key]), sizes.strict)
+        dreader = from_start[None] * _tiles(dot(_flat(dread), state, dtype))
+        dwriter = to_end[None] * _tiles(dot(_flat(value), dafter, dtype))
+        dends = (reader * dreader).sum(axis=0), (writer * dwriter).sum(axis=0)
+        outs["state"][0, n] = whole * dafter + dot(_flat(dread), _flat(from_start[None] * reader), dtype, (0, 0))
+        dvalue = dot(_flat(to_end[None] * writer), dafter, dtype, (1, 1))
 
-        own = query if bonus is None else query32 * bonus[:, of_key]
-        down, turned = dot(dread, value, dtype, (1, 1)), dot(value, dread, dtype, (1, 1))
-        dscores = jnp.where(row > column, down, turned)  # both halves: of readers and of writers
-        downs = jnp.where(row == column, dscores, 0.0)
-        down, dkey = dot(downs, key, dtype), dot(downs, own, dtype)
-        dquery = down if bonus is None else down * bonus[:, of_key]
-        if bonus is not None:
-            outs["bonus"][0, :, of_key] += (down * query32).sum(axis=0, keepdims=True)
-
-        scores = jnp.where(row == column, dot(key, own, dtype, (1, 1)), 0.0)  # turned
-        dsums = []
-        for i, of_level in enumerate(decays):
-            both = of_level * _chosen(key32, query32, i)
-            low = both.astype(dtype)
-            scores = jnp.where((level == i) & (row < column), dot(low, low, dtype, (1, 1)), scores)
-            dboth = dot(jnp.where(level == i, dscores, 0.0), low, dtype)
-            dquery, dkey = (
-                _chosen(dquery, dquery + of_level * dboth, i),
-                _chosen(dkey + of_level * dboth, dkey, i),
-            )
-            dsums.append(both * dboth)
-
-        query_kept, key_kept = from_start * query32, to_end * key32
-        dquery_kept, dkey_kept = dot(dread, state, dtype), dot(value, dafter, dtype)
-        dvalue = dot(scores, dread, dtype) + dot(key_kept, dafter, dtype, (1, 1))
-        outs["q"][0, :, of_key] = (dquery + from_start * dquery_kept).astype(dtype)
-        outs["k"][0, :, of_key] = (dkey + to_end * dkey_kept).astype(dtype)
-        outs["v"][0, :, of_value] = dvalue.astype(dtype)
-        outs["state"][0, n] = whole * dafter + dot(dread, query_kept, dtype, (0, 0))
+        # Levels between blocks. Rows of scores are writers.
+        scores, dbetween = jnp.zeros_like(down), []
+        for i, of_level in enumerate(between):
+            late, meet = block[:, :1] >> i & 1 == 1, (block ^ other) >> i == 1
+            both = of_level[None] * jnp.where(_of_tile(late, reader.shape), reader, writer)
+            found = _product(both, both, dtype)
+            scores = jnp.where(_of_tile(meet & (block < other), found.shape), found, scores)
+            dboth = _tiles(dot(_flat(jnp.where(_of_tile(meet, down.shape), dscores, 0.0)), _flat(both), dtype))
+            dbetween.append((both * dboth).sum(axis=0))
+            dreader += jnp.where(late, of_level, 0.0)[None] * dboth
+            dwriter += jnp.where(late, 0.0, of_level)[None] * dboth
         if "decay" in outs:
-            dwhole = whole * (state.astype(f32) * dafter).sum(axis=0, keepdims=True)
-            ends = query_kept * dquery_kept, key_kept * dkey_kept, dwhole
-            outs["decay"][0, :, of_key] = _dlog_decay(dsums, *ends, sizes.strict)
+            dwhole = whole * (state.astype(jnp.float32) * dafter).sum(axis=0, keepdims=True)
+            dtotal = _dlog_between(dbetween, *dends, dwhole)[None]  # by the log decay over each run of tokens
+
+        # Levels inside of blocks.
+        dquery, dkey = to_read * dreader, to_border * dwriter
+        dscores, within = jnp.where(same, dscores, 0.0), jnp.zeros_like(scores)
+        for i in reversed(range(len(inside))):
+            if "decay" in outs:
+                by_readers = _runs(query * dquery, i)[1].sum(axis=1, keepdims=True)
+                by_writers = _runs(key * dkey, i)[0].sum(axis=1, keepdims=True)
+                dtotal = _joined_runs(dtotal[:, None] + by_readers, dtotal[:, None] + by_writers)
+            both = inside[i] * _paired(key, query, i)
+            within = _with_level_inside(within, both, i, dtype, turned=True)
+            dboth = jnp.where((number ^ tile[None]) >> i == 1, dscores, 0.0)
+            early, late = _runs(inside[i] * _tiles(dot(_flat(dboth), _flat(both), dtype)), i)
+            (key_early, key_late), (query_early, query_late) = _runs(dkey, i), _runs(dquery, i)
+            dkey, dquery = _joined_runs(key_early + early, key_late), _joined_runs(query_early, query_late + late)
+        if "decay" in outs:
+            dlog_decay = dtotal if sizes.strict else dtotal + query * dquery
+            outs["decay"][0, :, of_key[n]] = _collected(_flat(dlog_decay), room.at[5])
+
+        # What a token reads of its own.
+        down = (dread * value).sum(axis=2, keepdims=True)
+        by_query, by_key = (x if bonus is None else x * bonus[:, of_key[n]][None] for x in (key, query))
+        dquery, dkey = dquery + down * by_query, dkey + down * by_key
+        if bonus is not None:
+            outs["bonus"][0, :, of_key[n]] += _flat(down * query * key).sum(axis=0, keepdims=True)
+        dvalue += _flat((query * by_query).sum(axis=2, keepdims=True) * dread)
+        dvalue += dot(_flat(jnp.where(same, within, scores)), _flat(dread), dtype)
+        outs["q"][0, :, of_key[n]] = _collected(_flat(dquery), room.at[6]).astype(dtype)
+        outs["k"][0, :, of_key[n]] = _collected(_flat(dkey), room.at[7]).astype(dtype)
+        outs["v"][0, :, of_value[n]] = _collected(dvalue, room.at[8]).astype(dtype)
 
 
-def _levels(chunk: int) -> Array:
-    """[C, C]: the level at which tokens of a row and of a column meet, out of blocks of 2^level; -1 for one token."""
-    row, column = places((chunk, chunk))
-    apart = row ^ column
-    return sum(((apart >= 1 << i).astype(jnp.int32) for i in range(chunk.bit_length() - 1)), jnp.full_like(row, -1))
-
-
-def _decays(total: Array, strict: bool) -> tuple[list[Array], Array, Array, Array]:
-    """From each token's decay, those [C, H] of each level, from the start to where tokens read, from after tokens to the end.
+def _decays_between(total: Array) -> tuple[list[Array], Array, Array, Array]:
+    """From the decay over each block those [8, H] of each level, from the start to it, and from after it to the end.
 
     The last of what is returned is the decay over all, [1, H].
     """
-    after = jnp.ones_like(total)
-    before = after if strict else total
+    before = after = jnp.ones_like(total)
     decays = []
-    for i in range(len(total).bit_length() - 1):
+    for i in range(SUBLANES.bit_length() - 1):
         of_level, other = _chosen(after, before, i), _exchanged(total, i)
         decays.append(of_level)
         further = of_level * other
@@ -328,41 +358,23 @@ def _decays(total: Array, strict: bool) -> tuple[list[Array], Array, Array, Arra
     return decays, before, after, total[:1]
 
 
-def _dlog_decay(dsums: list[Array], dbefore: Array, dafter: Array, dwhole: Array, strict: bool) -> Array:
-    """The gradient of log_decay from those of the logarithms of what `_decays` returns."""
+def _dlog_between(dsums: list[Array], dbefore: Array, dafter: Array, dwhole: Array) -> Array:
+    """The gradient of the logarithm of `total` from those of the logarithms of what `_decays_between` returns."""
     first = jax.lax.broadcasted_iota(jnp.int32, dbefore.shape, 0) == 0
     dtotal = jnp.where(first, dwhole, 0.0)
     for i, dsum in reversed(list(enumerate(dsums))):
         dtotal += _exchanged(_chosen(dafter, dbefore, i) + dtotal, i)
         dbefore, dafter = _chosen(dbefore, dbefore + dsum, i), _chosen(dafter + dsum, dafter, i)
-    return dtotal if strict else dtotal + dbefore
+    return dtotal
 
 
 def _chosen(early: Array, late: Array, i: int) -> Array:
-    """Rows of the earlier blocks of each pair of level i from one array, and of the later blocks from the other."""
-    size = 1 << i
-    if size >= SUBLANES:  # whole registers: nothing is computed
-        return _joined(_halves(early, size)[0], _halves(late, size)[1], size)
+    """Rows of the earlier of each pair of 2^i rows of a tile from one array, and of the later from the other."""
     row = jax.lax.broadcasted_iota(jnp.int32, early.shape, 0)
     return jnp.where((row >> i) & 1 == 1, late, early)
 
 
 def _exchanged(x: Array, i: int) -> Array:
-    """Rows of each pair of blocks of level i, the later block first."""
-    size = 1 << i
-    if size >= SUBLANES:
-        return _joined(*_halves(x, size)[::-1], size)
-    tiles = x.reshape(-1, min(SUBLANES, x.shape[0]), x.shape[1])
-    forth, back = (pltpu.roll(tiles, shift, 1).reshape(x.shape) for shift in (size, tiles.shape[1] - size))
-    return _chosen(back, forth, i) if 2 * size < tiles.shape[1] else forth
-
-
-def _halves(x: Array, size: int) -> tuple[Array, Array]:
-    """Rows of the earlier and of the later blocks."""
-    pairs = x.reshape(-1, 2, size, x.shape[1])
-    return pairs[:, 0].reshape(-1, x.shape[1]), pairs[:, 1].reshape(-1, x.shape[1])
-
-
-def _joined(early: Array, late: Array, size: int) -> Array:
-    """What `_halves` took apart."""
-    return jnp.stack([x.reshape(-1, size, x.shape[1]) for x in (early, late)], axis=1).reshape(-1, early.shape[1])
+    """Rows of each pair of 2^i rows of a tile, the later ones first."""
+    forth, back = (pltpu.roll(x, shift, 0) for shift in (1 << i, SUBLANES - (1 << i)))
+    return _chosen(back, forth, i) if 2 << i < SUBLANES else forth
