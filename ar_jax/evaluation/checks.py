@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from ar_jax.data.protocol import Dataset
 from ar_jax.evaluation.batches import held_out_batches
-
-if TYPE_CHECKING:
-    from ar_jax.run import Run
+from ar_jax.generator_run import Run
 
 
 def checks(run: Run, data: Dataset, batch_size: int) -> dict[str, float]:

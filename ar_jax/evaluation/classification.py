@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from ar_jax.classifier_system import ClassifierRun
 from ar_jax.data.protocol import Dataset
 from ar_jax.evaluation.batches import held_out_batches, whole
 from ar_jax.evaluation.report import check_draws_none, check_eval, eval_folder
 from ar_jax.training.workdir import write_atomically
-
-if TYPE_CHECKING:
-    from ar_jax.classifier_system import ClassifierRun
 
 
 def confusion(run: ClassifierRun, data: Dataset) -> tuple[np.ndarray, float]:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from ar_jax.agent_system import AgentRun
 from ar_jax.data.protocol import Dataset
 from ar_jax.evaluation.batches import held_out_batches
 from ar_jax.evaluation.report import check_draws_none, check_eval, eval_folder
 from ar_jax.training.workdir import write_atomically
-
-if TYPE_CHECKING:
-    from ar_jax.agent_system import AgentRun
 
 NAMES = {"return": "mean_return", "length": "mean_length", "success": "success_rate"}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -14,10 +13,8 @@ from ar_jax.data.protocol import Dataset
 from ar_jax.evaluation import pictures
 from ar_jax.evaluation.batches import held_out_batches, whole
 from ar_jax.evaluation.report import check_draws_none, check_eval, eval_folder
+from ar_jax.tokenizer_system import TokenizerRun
 from ar_jax.training.workdir import write_atomically
-
-if TYPE_CHECKING:
-    from ar_jax.tokenizer_system import TokenizerRun
 
 PER_ROW, ROWS = 10, 3
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,9 @@ from ar_jax.evaluation.batches import held_out_batches
 from ar_jax.evaluation.checks import checks
 from ar_jax.evaluation.likelihood import likelihood, mean_loss, token_errors
 from ar_jax.evaluation.samples import Prepared, measure, prepare, sample_options
+from ar_jax.generator_run import Run
 from ar_jax.system import compiled
 from ar_jax.training.workdir import write_atomically
-
-if TYPE_CHECKING:
-    from ar_jax.run import Run
 
 MAX_CLASSES = 10  # a picture shows the first so many
 PER_CLASS = 8

@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,13 +23,11 @@ from ar_jax.evaluation.manifolds import DENSITY_K, manifold_metrics
 from ar_jax.evaluation.neighbors import Neighbors, neighbors_of
 from ar_jax.evaluation.reference import Reference, open_reference, to_values
 from ar_jax.evaluation.statistics import InceptionScore, Moments, frechet_distance
+from ar_jax.generator_run import Run
 from ar_jax.system import System, compiled
 from ar_jax.training.mesh import make_mesh
 from ar_jax.training.sharding import batch_sharding, replicated
 from ar_jax.training.workdir import plain_values
-
-if TYPE_CHECKING:
-    from ar_jax.run import Run
 
 VERSION = 1  # of the protocol: rises when the same fingerprint would mean another number
 BALANCES = ("even", "data")
