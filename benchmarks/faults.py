@@ -223,8 +223,9 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         "",
         f"Runs of the digits config on {DEVICES} CPU devices, {NUM_STEPS} steps with a checkpoint every {EVERY_STEPS}, were "
         "killed at random moments and started again by the same command, until so many kills were done; the last run of each "
-        "row went on to its end. Steps lost are those that had been noted and were trained again. A process whose peers died "
-        f"before they had joined waits for them, JAX's five minutes long; after {MOST_SECONDS} seconds it was ended here.",
+        "row went on to its end. Steps lost are those that had been noted and were trained again: training goes on while a "
+        "checkpoint is written, so that a writer's death costs the interval and what was done meanwhile. A process whose peers "
+        f"died before they had joined waits for them, JAX's five minutes long; after {MOST_SECONDS} seconds it was ended here.",
         "",
         f"| {' | '.join(('processes', *(WORDS[kind] for kind in KINDS), *COLUMNS))} |",
         f"| {' | '.join(['---'] * (1 + len(KINDS) + len(COLUMNS)))} |",

@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
@@ -35,6 +36,7 @@ from ar_jax.evaluation.classifier import train_classifier  # noqa: E402
 from ar_jax.evaluation.features import read_features  # noqa: E402
 from ar_jax.evaluation.statistics import Moments, frechet_distance  # noqa: E402
 from ar_jax.run import Run  # noqa: E402
+from ar_jax.system import compiled  # noqa: E402
 from configs import digits  # noqa: E402
 from configs.tokenizers import vqgan  # noqa: E402
 
@@ -279,6 +281,8 @@ def main() -> None:
                 if arguments.fresh or not file.exists():
                     row = measure(name, order, seed, budget, classifier, folder)
                     file.write_text(json.dumps(row))
+                    compiled.cache_clear()  # what Linux lets a process map is soon full of programs
+                    jax.clear_caches()
                     print(f"{name}, {order}, seed {seed}: {row}", flush=True)
                 rows[order].append(json.loads(file.read_text()))
         fast = speeds(name, arguments.only, budget, classifier)
