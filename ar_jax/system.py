@@ -53,6 +53,7 @@ from ar_jax.sampling.likelihood import log_prob
 from ar_jax.sampling.loop import Given, NoiseOfStep, drawn_from, generate
 from ar_jax.tokenizers import TOKENIZERS
 from ar_jax.tokenizers.protocol import Tokenizer
+from ar_jax.training.mesh import one_order
 
 Params = Any
 PARTS = ("tokenizer", "order", "model")
@@ -74,7 +75,10 @@ def compiled(method: Callable[..., Any]) -> Any:
 
     @functools.cache
     def jitted(mesh: Mesh | None) -> Any:
-        return jax.jit(method, out_shardings=None if mesh is None else NamedSharding(mesh, PartitionSpec()))
+        if mesh is None:
+            return jax.jit(method)
+        whole = NamedSharding(mesh, PartitionSpec())
+        return jax.jit(method, out_shardings=whole, compiler_options=one_order(mesh))
 
     @functools.wraps(method)
     def call(*args: Any) -> Any:

@@ -8,8 +8,6 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compiling takes longer than running here: without XLA's newer emitters of fused loops it takes a third of the time.
 FLAGS = "--xla_force_host_platform_device_count=4 --xla_cpu_use_fusion_emitters=false"
-# With it two devices may begin two collectives that are due at once in different orders, and wait for each other for ever.
-FLAGS += " --xla_cpu_enable_concurrency_optimized_scheduler=false"
 os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}"  # the last one holds
 
 import jax  # noqa: E402  (the flags above count only before the first import)

@@ -50,3 +50,13 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = No
         axis_types=(AxisType.Auto,) * len(sizes),
         devices=here[: math.prod(sizes.values())],
     )
+
+
+def one_order(mesh: Mesh) -> dict[str, str]:
+    """Compiler options by which all devices begin their collectives in one order.
+
+    CPU devices are threads: of two collectives that are due, some may begin one and some the other, and wait for ever. XLA
+    forgets the option in programs that it reads from a persistent cache; `XLA_FLAGS` hold for these, too.
+    """
+    several_cpus = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
+    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if several_cpus else {}

@@ -10,17 +10,14 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
+from ar_jax.training.mesh import one_order
 from ar_jax.training.paths import named_leaves, with_leaves, without
 from ar_jax.training.protocol import Batch, Metrics, Params, Task
 from ar_jax.training.schedules import Schedule
 from ar_jax.training.state import TrainState, step_key, to_float32
 
-COMPILER_OPTIONS: dict[str, dict[str, Any]] = {
-    # The fastest reductions add in no fixed order; a run must be repeatable to the bit.
-    "gpu": {"xla_gpu_deterministic_ops": True},
-    # Devices that are threads of a busy machine may begin two collectives in different orders, and then wait for each other.
-    "cpu": {"xla_cpu_enable_concurrency_optimized_scheduler": False},
-}
+# The fastest reductions add in no fixed order; a run must be repeatable to the bit.
+DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
@@ -108,10 +105,10 @@ def compile_step(
     inputs, outputs = (state_sharding, batch_sharding), (state_sharding, scalar_sharding)
     jitted = jax.jit(train_step, donate_argnums=0, in_shardings=inputs, out_shardings=outputs)
     assert isinstance(batch_sharding.mesh, Mesh)
-    platform = batch_sharding.mesh.devices.flat[0].platform
+    on_gpus = batch_sharding.mesh.devices.flat[0].platform == "gpu"
     with jax.set_mesh(batch_sharding.mesh):  # kernels cut their arrays over its devices themselves
         lowered = jitted.lower(state, batch)
-    options = COMPILER_OPTIONS.get(platform, {}) | dict(compiler_options or {})
+    options = one_order(batch_sharding.mesh) | (DETERMINISTIC if on_gpus else {}) | dict(compiler_options or {})
     return lowered.compile(options or None)
 
 
