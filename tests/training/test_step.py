@@ -1,14 +1,19 @@
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from toy_training import Toy
 
+from ar_jax.system import compiled
+from ar_jax.training.mesh import make_mesh
 from ar_jax.training.paths import named_leaves, without
 from ar_jax.training.state import create_state, step_key
-from ar_jax.training.step import make_train_step
+from ar_jax.training.step import compile_step, make_train_step
 from ar_jax.training.tables import OPTIMIZERS
 
 SEED = 3
@@ -154,3 +159,29 @@ def test_bfloat16_parameters_keep_float32_moments_and_one_compilation_serves():
     assert {str(x.dtype) for x in jax.tree.leaves((state.ema, state.opt_state))} == {"float32", "int32"}
     assert {str(x.dtype) for x in jax.tree.leaves(state.params)} == {"bfloat16"}
     assert step._cache_size() == 1
+
+
+def _two_chains(state: dict[str, jax.Array], batch: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], jax.Array]:
+    """Of no use, but at any time a product of either could be due, and the rows of other devices with it."""
+    for _ in range(3):
+        state = {name: jnp.sin(x @ x.T) @ x for name, x in state.items()}
+    return state, batch["image"].sum()
+
+
+@pytest.mark.skipif(jax.device_count() < 4, reason="needs 4 devices")
+@pytest.mark.parametrize("of", ["training", "sampling"])
+def test_cpu_devices_begin_their_collectives_in_one_order(of: str) -> None:
+    """XLA takes what it does not heed, too: the order is read from the program, where one chain follows the other."""
+    mesh = make_mesh(dict(data=4))
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    arrays = {name: jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=rows) for name in ("x", "y", "image")}
+    state, batch = {name: arrays[name] for name in "xy"}, {"image": arrays["image"]}
+    if of == "training":
+        program = compile_step(_two_chains, state, batch, rows, rows, NamedSharding(mesh, PartitionSpec()))
+    else:
+        program = compiled(_two_chains).jitted(mesh).lower(state, batch).compile()
+    gathered = [int(n) for n in re.findall(r" all-gather\(.*channel_id=(\d+)", program.as_text())]
+    gathered = [n for n in gathered if n <= 12]  # six of each chain; later ones bring results together
+    assert sorted(gathered) == list(range(1, 13))
+    halves = sorted(gathered[:6]), sorted(gathered[6:])
+    assert halves[0][-1] < halves[1][0] or halves[1][-1] < halves[0][0], gathered
